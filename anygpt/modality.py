@@ -1,0 +1,108 @@
+"""The modality table: everything that differs between modalities and is not a neural network.
+
+Adding a modality is one row in `MODALITIES` and a folder under `anygpt/tokenizers/`.
+"""
+
+from dataclasses import dataclass, replace
+
+from anygpt.errors import AnyGPTError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalitySpec:
+    """How one modality's codes are written and counted in the language model's vocabulary.
+
+    `codebook_size` and `num_codebooks` are those that the language model sees: speech has eight residual
+    levels but only the first enters the model. A checkpoint may override both (`with_codebooks`).
+    """
+
+    name: str
+    start: str
+    """Start tag, a vocabulary entry of its own."""
+    end: str
+    prefix: str
+    """Code k is written `<{prefix}{k}>`."""
+    codebook_size: int
+    num_codebooks: int = 1
+    frame_rate_hz: float | None = None
+    """Frames per second; None for modalities without a time axis."""
+    frames: int | None = None
+    """Exact number of frames of a span; None where any positive number is right."""
+    media: str
+    """Kind of file at the ends: "image" or "audio"."""
+    instruction_fields: tuple[str, ...] = ()
+    """Extra fields of the `text|<name>|content|...` prompt form, by their keyword in `ModalityTokenizer.decode`."""
+    codec: str
+    """What produced the released codes, for messages and documentation."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Vocabulary entries of the code block: every level has its own entries."""
+        return self.codebook_size * self.num_codebooks
+
+    def code_token(self, index: int) -> str:
+        """The string of the `index`-th entry of the block, `index` = code + level * codebook_size."""
+        return f"<{self.prefix}{index}>"
+
+    def with_codebooks(self, *, codebook_size: int, num_codebooks: int) -> "ModalitySpec":
+        """The same modality at another checkpoint's codebook sizes."""
+        return replace(self, codebook_size=codebook_size, num_codebooks=num_codebooks)
+
+
+_ROWS = (
+    ModalitySpec(
+        name="image",
+        start="<soim>",
+        end="<eoim>",
+        prefix="\N{EYES}",
+        codebook_size=8192,
+        frames=32,
+        media="image",
+        codec="SEED-2",
+    ),
+    ModalitySpec(
+        name="speech",
+        start="<sosp>",
+        end="<eosp>",
+        prefix="\N{SPEAKING HEAD IN SILHOUETTE}\N{VARIATION SELECTOR-16}",
+        codebook_size=1024,
+        frame_rate_hz=50.0,
+        media="audio",
+        instruction_fields=("voice",),
+        codec="SpeechTokenizer level 1, 16 kHz",
+    ),
+    ModalitySpec(
+        name="music",
+        start="<somu>",
+        end="<eomu>",
+        prefix="\N{MULTIPLE MUSICAL NOTES}",
+        codebook_size=2048,
+        num_codebooks=4,
+        frame_rate_hz=50.0,
+        media="audio",
+        codec="Encodec 32 kHz",
+    ),
+    ModalitySpec(
+        name="audio",
+        start="<soau>",
+        end="<eoau>",
+        prefix="\N{EAR}",
+        codebook_size=1024,
+        num_codebooks=4,
+        frame_rate_hz=75.0,
+        media="audio",
+        codec="Encodec 24 kHz",
+    ),
+)
+
+MODALITIES: dict[str, ModalitySpec] = {row.name: row for row in _ROWS}
+"""All media modalities by name, with the released codebook sizes, in the order of the released vocabulary."""
+
+
+def get_modality(name: str) -> ModalitySpec:
+    """The row called `name`. Raises AnyGPTError that lists the known names."""
+    try:
+        return MODALITIES[name]
+    except KeyError:
+        known = ", ".join(MODALITIES)
+        raise AnyGPTError(f"unknown modality '{name}'{nearest(name, MODALITIES)}; known: {known}") from None

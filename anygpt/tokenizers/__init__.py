@@ -1,0 +1,1 @@
+"""Encoders and decoders between media and discrete codes, one folder per method."""

@@ -1,0 +1,83 @@
+"""The contract that every modality's tokenizer fulfils, and the table of the methods that exist.
+
+Shape suffixes: K levels that the language model sees, T frames.
+"""
+
+import hashlib
+import importlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anygpt.errors import CheckpointError, nearest
+
+TOKENIZER_CLASSES: dict[str, str] = {
+    "seed": "anygpt.tokenizers.seed.tokenizer:SeedTokenizer",
+    "speechtokenizer": "anygpt.tokenizers.speechtokenizer.tokenizer:SpeechTokenizer",
+    "encodec": "anygpt.tokenizers.encodec.tokenizer:EncodecTokenizer",
+}
+"""Method name (the `class` field of a tokenizer folder's config.json) -> `module:class`, imported on first use."""
+
+
+class ModalityTokenizer(ABC):
+    """Turns media into codes and back.
+
+    `media` is what `anygpt.media` loads: a `PIL.Image.Image` (RGB) or an `anygpt.media.Audio`.
+    """
+
+    modality: str
+    """Name of the row in `MODALITIES`."""
+    codebook_size: int
+    num_codebooks: int
+    """Levels that the language model sees (1 for speech, whatever the number of residual levels)."""
+
+    @classmethod
+    @abstractmethod
+    def from_pretrained(cls, folder: Path, *, device: str | torch.device = "cpu") -> "ModalityTokenizer":
+        """Load `config.json` and the safetensors weights of a tokenizer folder, strictly.
+
+        Raises CheckpointError naming the missing file or key.
+        """
+
+    @abstractmethod
+    def encode(self, media: Sequence[Any]) -> list[Tensor]:
+        """Codes of each item, int64 [K, T] on the CPU, T depending on the item. Batched inside."""
+
+    @abstractmethod
+    def decode(self, codes_KT: Tensor, *, generator: torch.Generator | None = None, **settings: Any) -> Any:
+        """Rebuild one item. `settings` are the decoder's own (speech: `voice`, `vc_steps`).
+
+        Raises CodeError when the codes are out of range or the number of frames is not the modality's.
+        """
+
+    @abstractmethod
+    def code_defining_tensors(self) -> Iterable[tuple[str, Tensor]]:
+        """The weights that decide which codes come out of `encode` (encoder and codebooks, not the decoder)."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over `code_defining_tensors`: equal fingerprints mean equal codes."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.code_defining_tensors(), key=lambda pair: pair[0]):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load_tokenizer(folder: Path | str, *, device: str | torch.device = "cpu") -> ModalityTokenizer:
+    """Load whichever tokenizer `folder/config.json` names in its `class` field."""
+    folder = Path(folder)
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise CheckpointError(f"{config_path}: missing; a tokenizer folder holds config.json and safetensors weights")
+    name = json.loads(config_path.read_text(encoding="utf-8")).get("class", "")
+    if name not in TOKENIZER_CLASSES:
+        known = ", ".join(TOKENIZER_CLASSES)
+        raise CheckpointError(f"{config_path}: unknown class '{name}'{nearest(name, TOKENIZER_CLASSES)}; known: {known}")
+    module, _, attribute = TOKENIZER_CLASSES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute).from_pretrained(folder, device=device)
