@@ -1,0 +1,307 @@
+"""Pictures and sounds: reading, checking and writing files. Nothing here knows about codes.
+
+Arrays: `wave` is float32 [channels, samples] in [-1, 1].
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import soundfile
+import soxr
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from anygpt.errors import AnyGPTError, MediaError
+
+MIN_SIDE_PX = 8
+MAX_PIXELS = 80_000_000
+MIN_DURATION_S = 0.02
+"""One frame of the 50 Hz tokenizers."""
+MAX_DURATION_S = 600.0
+MAX_CHANNELS = 8
+RATES_HZ = (2_000, 768_000)
+SILENCE_PEAK = 1e-3
+"""A recording whose loudest sample stays below this (-60 dB of full scale) counts as silent."""
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """A sound: `wave` float32 [channels, samples] in [-1, 1], at `rate_hz` samples per second."""
+
+    wave: np.ndarray
+    rate_hz: int
+
+    def __post_init__(self) -> None:
+        assert self.wave.ndim == 2 and self.wave.dtype == np.float32, (self.wave.shape, self.wave.dtype)
+        assert self.rate_hz > 0, self.rate_hz
+
+    @property
+    def channels(self) -> int:
+        return int(self.wave.shape[0])
+
+    @property
+    def samples(self) -> int:
+        return int(self.wave.shape[1])
+
+    @property
+    def duration_s(self) -> float:
+        return self.samples / self.rate_hz
+
+    def mono(self, how: Literal["first", "mean"] = "mean") -> "Audio":
+        """One channel: the first one, or the mean of all."""
+        if self.channels == 1:
+            return self
+        wave = self.wave[:1] if how == "first" else self.wave.mean(axis=0, keepdims=True, dtype=np.float32)
+        return Audio(np.ascontiguousarray(wave), self.rate_hz)
+
+    def resample(self, rate_hz: int) -> "Audio":
+        """The same sound at another rate (soxr, high quality), clipped to [-1, 1] where the filter overshoots."""
+        if rate_hz == self.rate_hz:
+            return self
+        wave = soxr.resample(np.ascontiguousarray(self.wave.T), self.rate_hz, rate_hz, quality="HQ")
+        return Audio(np.ascontiguousarray(np.clip(wave.T, -1.0, 1.0), dtype=np.float32), rate_hz)
+
+
+def load_audio(
+    path: Path | str,
+    *,
+    max_duration_s: float = MAX_DURATION_S,
+    min_duration_s: float = MIN_DURATION_S,
+    reject_silence: bool = False,
+) -> Audio:
+    """Read a WAV, FLAC, OGG or MP3 file of any rate; channels are kept.
+
+    Raises MediaError with one line for a path that is missing, a directory or empty, for a file that is no sound or
+    is cut off, for non-finite samples, and for a length outside [`min_duration_s`, `max_duration_s`] seconds (judged
+    by the header, before decoding). With `reject_silence` also for a recording without a sample above -60 dB.
+    """
+    path = Path(path).expanduser()
+    _check_file(path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            _check_header(path, file, max_duration_s)
+            # A header may lie about the length; never decode more than the limit.
+            wave = file.read(frames=int(max_duration_s * file.samplerate) + 1, dtype="float32", always_2d=True).T
+            rate_hz, promised, is_wav = int(file.samplerate), int(file.frames), file.format in ("WAV", "WAVEX")
+    except (soundfile.SoundFileError, TypeError, ValueError) as error:
+        if isinstance(error, AnyGPTError):
+            raise
+        raise MediaError(f"{_shown(path)}: not a sound file that can be read; expected WAV, FLAC, OGG or MP3") from None
+    if wave.shape[1] > max_duration_s * rate_hz:
+        raise MediaError(f"{_shown(path)}: longer than the limit of {max_duration_s:g} s; cut it first")
+    if wave.shape[1] < promised or _is_cut_off(path, is_wav=is_wav):
+        raise MediaError(f"{_shown(path)}: the sound file is cut off (truncated); copy or record it again")
+    if wave.shape[1] < max(1, min_duration_s * rate_hz):
+        got = f"{wave.shape[1] / rate_hz:.3g} s"
+        raise MediaError(f"{_shown(path)}: holds {got} of sound, expected at least {min_duration_s:g} s")
+    if not np.isfinite(wave).all():
+        raise MediaError(f"{_shown(path)}: holds samples that are not finite numbers; export it again as 16-bit WAV")
+    audio = Audio(np.ascontiguousarray(np.clip(wave, -1.0, 1.0), dtype=np.float32), rate_hz)
+    if reject_silence and is_silent(audio):
+        raise MediaError(f"{_shown(path)}: the recording is silent (nothing louder than -60 dB); check the microphone")
+    return audio
+
+
+def is_silent(audio: Audio) -> bool:
+    """Whether no sample, a constant offset aside, is louder than -60 dB of full scale."""
+    if audio.samples == 0:
+        return True
+    centred = audio.wave - audio.wave.mean(axis=1, keepdims=True, dtype=np.float64)
+    return bool(np.abs(centred).max() < SILENCE_PEAK)
+
+
+def load_image(path: Path | str, *, max_pixels: int = MAX_PIXELS, min_side_px: int = MIN_SIDE_PX) -> Image.Image:
+    """Read a picture as RGB, turned upright by its EXIF tag, transparency on white, first frame of an animation.
+
+    Raises MediaError with one line for a path that is missing, a directory or empty, for a file that is no picture or
+    is cut off, for a side under `min_side_px`, and for more than `max_pixels` (judged by the header, before decoding).
+    """
+    path = Path(path).expanduser()
+    _check_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns about large or slightly odd files; the checks here decide
+            with Image.open(path) as image:
+                _check_size(path, image.size, max_pixels, min_side_px)
+                image.load()
+                return _upright_rgb(image)
+    except AnyGPTError:
+        raise
+    except UnidentifiedImageError:
+        raise MediaError(f"{_shown(path)}: not a picture that can be read; expected JPEG, PNG, WebP or alike") from None
+    except Image.DecompressionBombError:
+        limit = f"{max_pixels / 1e6:g} million pixels"
+        raise MediaError(f"{_shown(path)}: more than the limit of {limit}; scale it down first") from None
+    except Exception as error:  # Pillow's readers raise whatever comes up on damaged data
+        reason = " ".join(str(error).split()) or error.__class__.__name__
+        raise MediaError(f"{_shown(path)}: the picture is damaged or cut off ({reason})") from None
+
+
+def save_audio(path: Path | str, audio: Audio) -> Path:
+    """Write 16-bit WAV, atomically, and return the path. Raises AnyGPTError when it can't be written there."""
+    path = Path(path)
+    # 32768 is what reading divides by, so that 16-bit sound survives a round trip unchanged.
+    samples = np.clip(np.round(audio.wave.T * 32768.0), -32768, 32767).astype(np.int16)
+    with atomic_write(path) as temporary:
+        soundfile.write(temporary, samples, audio.rate_hz, format="WAV", subtype="PCM_16")
+    return path
+
+
+def save_image(path: Path | str, image: Image.Image, *, quality: int = 95) -> Path:
+    """Write a JPEG (or PNG where the name ends in .png), atomically, and return the path.
+
+    Raises AnyGPTError when it can't be written there.
+    """
+    path = Path(path)
+    with atomic_write(path) as temporary:
+        if path.suffix.lower() == ".png":
+            image.convert("RGB").save(temporary, format="PNG")
+        else:
+            image.convert("RGB").save(temporary, format="JPEG", quality=quality)
+    return path
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write to; it becomes `path` when the block ends without an error.
+
+    Makes missing parent folders. Readers see the old file or the whole new one, also after a crash.
+    Raises AnyGPTError when the folder can't be written or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.tmp{path.suffix[:20]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from None
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EISDIR):
+            raise _unwritable(path, error) from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def ensure_writable(folder: Path | str) -> Path:
+    """Make `folder` if needed and prove that a file can be written there, before long work is spent on one.
+
+    Raises AnyGPTError naming the folder and the reason.
+    """
+    folder = Path(folder).expanduser()
+    probe = folder / f".write-test.{secrets.token_hex(6)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        raise _unwritable(folder, error) from None
+    return folder
+
+
+def _unwritable(path: Path, error: OSError | ValueError) -> AnyGPTError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return AnyGPTError(f"{_shown(path)}: can't be written ({reason}); choose another output folder")
+
+
+def _shown(path: Path) -> str:
+    """The path as one line of bounded length: what a user typed as a path may be anything."""
+    text = "".join(char if char.isprintable() else "?" for char in str(path))
+    return text if len(text) <= 300 else f"{text[:140]}…{text[-140:]}"
+
+
+def _check_file(path: Path) -> None:
+    try:
+        if path.is_dir():
+            raise MediaError(f"{_shown(path)}: is a directory, expected a file")
+        if not path.exists():
+            raise MediaError(f"{_shown(path)}: no such file")
+        if not path.is_file():
+            raise MediaError(f"{_shown(path)}: not a regular file")
+        size = path.stat().st_size
+        with open(path, "rb"):
+            pass
+    except AnyGPTError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise MediaError(f"{_shown(path)}: can't be read ({reason})") from None
+    if size == 0:
+        raise MediaError(f"{_shown(path)}: the file is empty (0 bytes)")
+
+
+def _check_header(path: Path, file: soundfile.SoundFile, max_duration_s: float) -> None:
+    low, high = RATES_HZ
+    if not low <= file.samplerate <= high:
+        raise MediaError(f"{_shown(path)}: sample rate {file.samplerate} Hz, expected {low} to {high} Hz")
+    if file.channels > MAX_CHANNELS:
+        raise MediaError(f"{_shown(path)}: {file.channels} channels, expected at most {MAX_CHANNELS}")
+    if file.frames > max_duration_s * file.samplerate:
+        got = f"{file.frames / file.samplerate:.0f} s"
+        raise MediaError(f"{_shown(path)}: {got} of sound, the limit is {max_duration_s:g} s; cut it first")
+
+
+def _check_size(path: Path, size: tuple[int, int], max_pixels: int, min_side_px: int) -> None:
+    width, height = size
+    if min(width, height) < min_side_px:
+        raise MediaError(f"{_shown(path)}: {width}x{height} pixels, expected at least {min_side_px} on each side")
+    if width * height > max_pixels:
+        limit = f"{max_pixels / 1e6:g} million"
+        raise MediaError(f"{_shown(path)}: {width}x{height} pixels, the limit is {limit} in all; scale it down first")
+
+
+def _is_cut_off(path: Path, *, is_wav: bool) -> bool:
+    """Whether a file ends before its container says so; libsndfile then returns what there is without an error."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+        size = file.seek(0, os.SEEK_END)
+        if is_wav and head[:4] == b"RIFF" and head[8:] == b"WAVE":
+            return _wav_is_cut_off(path, size)
+        if head[:4] == b"OggS":
+            # The last page of a finished stream carries the end-of-stream flag (RFC 3533, section 6).
+            file.seek(max(0, size - 65_536 * 2))
+            tail = file.read()
+            last = tail.rfind(b"OggS")
+            return last < 0 or len(tail) < last + 6 or not tail[last + 5] & 0x04
+    return False
+
+
+def _wav_is_cut_off(path: Path, size: int) -> bool:
+    with open(path, "rb") as file:
+        position = 12
+        while position + 8 <= size:
+            file.seek(position)
+            name, length = file.read(4), int.from_bytes(file.read(4), "little")
+            if name == b"data":
+                # Programs that write to a pipe can't go back to fill the length in and leave one of these.
+                is_unknown = length == 0 or length >= 0x7FFF_0000
+                return not is_unknown and position + 8 + length > size
+            position += 8 + length + length % 2
+    return True
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # 16-bit grey: a plain conversion would clip instead of scale.
+        grey = np.asarray(image, dtype=np.float64)
+        image_8bit = Image.fromarray(np.clip(grey / 257.0 + 0.5, 0, 255).astype(np.uint8))
+        image_8bit.info = image.info
+        image = image_8bit
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
