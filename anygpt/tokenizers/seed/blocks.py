@@ -7,10 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anygpt.errors import ConfigError
 
-def activation(name: str) -> nn.Module:
-    """The activation called `name` ("gelu", exact, or "relu"; configurations have checked it)."""
-    return {"gelu": nn.GELU, "relu": nn.ReLU}[name]()
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
+"""What `hidden_act` may be; GELU is the exact one."""
+
+
+def check_activation(where: str, name: str) -> None:
+    """Raise ConfigError, naming the part of the configuration, unless the activation is known."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"{where}.hidden_act: '{name}' is unknown; use one of {', '.join(ACTIVATIONS)}")
+
+
+def check_heads(where: str, width: int, num_heads: int) -> None:
+    """Raise ConfigError, naming the part of the configuration, unless the heads divide the width."""
+    if num_heads < 1 or width % num_heads:
+        raise ConfigError(f"{where}: width {width} can't be split over {num_heads} heads; give a divisor of it")
 
 
 def attend(q_BNC: Tensor, k_BMC: Tensor, v_BMC: Tensor, num_heads: int, *, causal: bool = False) -> Tensor:
@@ -37,7 +49,7 @@ class Mlp(nn.Module):
     def __init__(self, width: int, hidden: int, hidden_act: str) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
-        self.act = activation(hidden_act)
+        self.act = ACTIVATIONS[hidden_act]()
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x_BNC: Tensor) -> Tensor:

@@ -4,19 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from anygpt.config import from_dict
 from anygpt.errors import ConfigError
-
-ACTIVATIONS = ("gelu", "relu")
-
-
-def _check_heads(where: str, width: int, num_heads: int) -> None:
-    if num_heads < 1 or width % num_heads:
-        raise ConfigError(f"{where}: width {width} can't be split over {num_heads} heads; choose a divisor of the width")
-
-
-def _check_activation(where: str, name: str) -> None:
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"{where}.hidden_act: '{name}' is unknown; use one of {', '.join(ACTIVATIONS)}")
+from anygpt.tokenizers.seed.blocks import check_activation, check_heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +28,8 @@ class VitConfig:
     hidden_act: str = "gelu"
 
     def __post_init__(self) -> None:
-        _check_heads("vit", self.embed_dim, self.num_heads)
-        _check_activation("vit", self.hidden_act)
+        check_heads("vit", self.embed_dim, self.num_heads)
+        check_activation("vit", self.hidden_act)
         if self.img_size % self.patch_size:
             raise ConfigError(f"vit: img_size {self.img_size} is not a multiple of patch_size {self.patch_size}")
 
@@ -68,8 +58,8 @@ class QformerConfig:
     """Length of the unused `position_ids` buffer in released checkpoints; None leaves the buffer out."""
 
     def __post_init__(self) -> None:
-        _check_heads("qformer", self.hidden_size, self.num_attention_heads)
-        _check_activation("qformer", self.hidden_act)
+        check_heads("qformer", self.hidden_size, self.num_attention_heads)
+        check_activation("qformer", self.hidden_act)
         if self.cross_attention_freq < 1:
             raise ConfigError(f"qformer.cross_attention_freq: {self.cross_attention_freq}; give 1 or more")
 
@@ -86,7 +76,7 @@ class BlocksConfig:
     hidden_act: str = "gelu"
 
     def __post_init__(self) -> None:
-        _check_activation("decode_blocks", self.hidden_act)
+        check_activation("decode_blocks", self.hidden_act)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +100,7 @@ class SeedConfig:
     image_features_dim: int = 1024
 
     def __post_init__(self) -> None:
-        _check_heads("decode_blocks", self.qformer.hidden_size, self.decode_blocks.num_heads)
+        check_heads("decode_blocks", self.qformer.hidden_size, self.decode_blocks.num_heads)
         if not self.blocks_for_image or self.use_qformer_image:
             raise ConfigError(
                 "blocks_for_image must be true and use_qformer_image false: the other image decoders of SEED were "
@@ -125,8 +115,4 @@ class SeedConfig:
 
         Raises ConfigError on an unknown key or a value that doesn't fit, naming `source`.
         """
-        parts = {"vit": VitConfig, "qformer": QformerConfig, "decode_blocks": BlocksConfig}
-        values = {key: parts[key](**value) if key in parts else value for key, value in mapping.items()}
-        values.pop("preprocess", None)
-        values["image_down_dims"] = tuple(values.get("image_down_dims", (256, 128, 32)))
-        return cls(**values)
+        return from_dict(cls, {key: value for key, value in mapping.items() if key != "preprocess"}, source)

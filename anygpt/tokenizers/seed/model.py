@@ -66,11 +66,11 @@ class SeedModel(nn.Module):
             self.blocks = self._decode_blocks()
         self.blocks_image = self._decode_blocks()
         widths = (hidden, *config.image_down_dims)
-        down = [
-            layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair, bias=False), nn.ReLU())
-        ]
+        down = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair, bias=False), nn.ReLU())]
         self.image_down = nn.Sequential(*down[:-1])
         self.distill_image_proj = nn.Linear(queries * widths[-1], config.image_features_dim)
+        for layer in self.image_down[::2]:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         # A LayerNorm follows at once, so this scale changes nothing but how far one optimiser step turns a query.
         nn.init.normal_(self.query_tokens, std=1.0)
         for name in ("pos_embed", "pos_embed_image"):

@@ -7,7 +7,7 @@ Shape suffixes: B batch, Q queries, N image tokens, C channels of a query, V cha
 import torch
 from torch import Tensor, nn
 
-from anygpt.tokenizers.seed.blocks import activation, attend
+from anygpt.tokenizers.seed.blocks import ACTIVATIONS, attend
 from anygpt.tokenizers.seed.config import QformerConfig
 
 
@@ -45,9 +45,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BQC: Tensor, context: Tensor) -> Tensor:
         part = self.self
-        mixed = attend(
-            part.query(x_BQC), part.key(context), part.value(context), self.num_heads, causal=self.causal
-        )
+        mixed = attend(part.query(x_BQC), part.key(context), part.value(context), self.num_heads, causal=self.causal)
         return self.output(mixed, x_BQC)
 
 
@@ -55,7 +53,7 @@ class _Intermediate(nn.Module):
     def __init__(self, config: QformerConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.act = activation(config.hidden_act)
+        self.act = ACTIVATIONS[config.hidden_act]()
 
     def forward(self, x_BQC: Tensor) -> Tensor:
         return self.act(self.dense(x_BQC))
