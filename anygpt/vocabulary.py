@@ -1,0 +1,399 @@
+"""One vocabulary for text, control tokens and media codes: ids both ways, exactly.
+
+Ids come from the checkpoint's own `added_tokens.json`, never from arithmetic on the size of the text vocabulary:
+the released chat model carries a block of sound-effect codes that the published code no longer adds.
+Shape suffixes: K levels that the language model sees, T frames.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anygpt import added_tokens
+from anygpt.code_strings import codes_to_indices, codes_to_string, indices_to_codes
+from anygpt.errors import CheckpointError, CodeError, nearest
+from anygpt.modality import MODALITIES, ModalitySpec
+from anygpt.text_tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Text:
+    """A run of plain text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Control:
+    """A single control token, such as a role tag or an end of turn."""
+
+    token: str
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """A run of one modality: `codes_KT` int64 [K, T]; `spec.frame_rate_hz` gives its length in seconds."""
+
+    spec: ModalitySpec
+    codes_KT: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Span) and self.spec == other.spec and torch.equal(self.codes_KT, other.codes_KT)
+
+    def __hash__(self) -> int:
+        return hash((self.spec, tuple(self.codes_KT.flatten().tolist())))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where one modality lives in the vocabulary."""
+
+    spec: ModalitySpec
+    first_id: int
+    start_id: int
+    end_id: int
+
+    @property
+    def size(self) -> int:
+        """Number of code ids, all levels together."""
+        return self.spec.num_tokens
+
+    @property
+    def ids(self) -> range:
+        """All code ids; the tags are not among them."""
+        return range(self.first_id, self.first_id + self.size)
+
+    def level_ids(self, level: int) -> range:
+        """The code ids of one level."""
+        first = self.first_id + level * self.spec.codebook_size
+        return range(first, first + self.spec.codebook_size)
+
+
+class Vocabulary:
+    """Text pieces, control tokens and blocks of media codes of one checkpoint."""
+
+    def __init__(
+        self,
+        text: TextTokenizer,
+        tokens: Mapping[str, int],
+        *,
+        modalities: Mapping[str, ModalitySpec] = MODALITIES,
+        sizes: Mapping[str, Mapping[str, int]] | None = None,
+        template: str = "MMGPT",
+        source: str = "added_tokens.json",
+    ) -> None:
+        """`tokens` maps every added token to its id; `sizes` holds `codebook_size` and `num_codebooks` by modality,
+        read off the lengths of the blocks when None. `source` names the file in messages.
+
+        Raises CheckpointError for a block with a hole or a missing tag, or sizes that don't fit the block.
+        """
+        self.text = text
+        self.template = template
+        self.tokens = _checked_tokens(text, tokens, source)
+        self.size = max(text.size, 1 + max(self.tokens.values(), default=-1))
+        """Rows that the model's embedding needs."""
+        self.blocks: dict[str, Block] = {}
+        for spec in modalities.values():
+            block = _find_block(spec, self.tokens, sizes, source)
+            if block is not None:
+                self.blocks[spec.name] = block
+        for name in sizes or {}:
+            if name not in self.blocks:
+                raise CheckpointError(f"{source}: no codes of modality '{name}', which anygpt.json names")
+        self.specs: dict[str, ModalitySpec] = {name: block.spec for name, block in self.blocks.items()}
+        """The modalities of this checkpoint at its codebook sizes."""
+        self._block_by_start = {block.start_id: block for block in self.blocks.values()}
+        in_blocks = {i for block in self.blocks.values() for i in (*block.ids, block.start_id, block.end_id)}
+        self.controls: dict[str, int] = {t: i for t, i in self.tokens.items() if i not in in_blocks}
+        """Added tokens that are no code and no modality tag: role tags, ends of turns, separators."""
+        self._control_by_id = {i: t for t, i in self.controls.items()}
+        self.bos_id = text.bos_id
+        """`<s>`, which begins every sequence."""
+        self.text_eos_id = text.eos_id
+        """`</s>`, which ends every training example (the ends of turns are control tokens)."""
+        self.pad_id = max(text.unk_id, 0)
+        """`<unk>`, as in the released checkpoints."""
+        marked = {text.piece(i): i for i in (text.bos_id, text.eos_id, text.unk_id) if i >= 0}
+        self._marked: dict[str, int] = {**marked, **self.tokens}
+        self._marker = _marker_pattern(self._marked, self.blocks.values())
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, *, modalities: Mapping[str, ModalitySpec] = MODALITIES
+    ) -> "Vocabulary":
+        """Read `tokenizer.model`, `added_tokens.json` and, where there is one, `anygpt.json` of a model folder.
+
+        `modalities` is the table to look for. Raises CheckpointError naming the missing or damaged file.
+        """
+        folder = Path(folder)
+        path = folder / "added_tokens.json"
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing; it maps the control and code tokens of the checkpoint to ids")
+        tokens = _read_json(path)
+        if not all(isinstance(value, int) for value in tokens.values()):
+            raise CheckpointError(f"{path}: expected a map of token to id, got other values")
+        own = folder / "anygpt.json"
+        settings = _read_json(own) if own.is_file() else {}
+        sizes = settings.get("modalities")
+        if sizes is not None and not _are_sizes(sizes):
+            raise CheckpointError(
+                f"{own}: 'modalities' must map each name to a codebook_size and a num_codebooks, both whole numbers"
+            )
+        return cls(
+            TextTokenizer(folder / "tokenizer.model"),
+            tokens,
+            modalities=modalities,
+            sizes=sizes,
+            template=settings.get("template", "MMGPT"),
+            source=str(path),
+        )
+
+    @classmethod
+    def create(
+        cls, folder: Path | str, sentencepiece_model: Path | str, specs: Iterable[ModalitySpec]
+    ) -> "Vocabulary":
+        """Write the tokenizer files of a new checkpoint, in the published order, and read them back.
+
+        `specs` are the modalities at the sizes wanted, in order. Existing files of these names are replaced.
+        """
+        specs = list(specs)
+        text = TextTokenizer(sentencepiece_model)
+        tokens = added_tokens.build_added_tokens(text.size, specs)
+        added_tokens.write_tokenizer_files(Path(folder), Path(sentencepiece_model), tokens)
+        return cls.from_pretrained(folder, modalities={spec.name: spec for spec in specs})
+
+    # Looking ids up
+
+    def block(self, name: str) -> Block:
+        """The block of modality `name`. Raises CheckpointError when the checkpoint has none."""
+        try:
+            return self.blocks[name]
+        except KeyError:
+            known = ", ".join(self.blocks) or "none"
+            raise CheckpointError(
+                f"this checkpoint has no modality '{name}'{nearest(name, self.blocks)}; it has: {known}"
+            ) from None
+
+    def start_id(self, name: str) -> int:
+        """Id of the start tag of modality `name`."""
+        return self.block(name).start_id
+
+    def end_id(self, name: str) -> int:
+        """Id of the end tag of modality `name`."""
+        return self.block(name).end_id
+
+    def control_id(self, token: str) -> int:
+        """Id of a control token such as `<eoh>`. Raises CheckpointError when the checkpoint has none."""
+        try:
+            return self.controls[token]
+        except KeyError:
+            known = ", ".join(self.controls) or "none"
+            raise CheckpointError(f"this checkpoint has no control token '{token}'; it has: {known}") from None
+
+    def is_text(self, index: int) -> bool:
+        """Whether the id is a text piece; `<s>`, `</s>` and `<unk>` are not."""
+        return 0 <= index < self.text.size and index not in (self.bos_id, self.text_eos_id, self.text.unk_id)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the text pieces and added tokens: equal fingerprints mean equal ids."""
+        digest = hashlib.sha256(self.text.model_path.read_bytes())
+        digest.update(json.dumps(self.tokens, sort_keys=True).encode())
+        return digest.hexdigest()
+
+    # To ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of plain text: a control token or code typed in it stays ordinary text."""
+        return self.text.encode(text)
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of a trusted string, in which control tokens and codes stand for themselves.
+
+        Only for training files and rendered templates, never for what a user typed. Equals the tokenizer of
+        transformers 4.34.1, with which the released checkpoints were trained; adds no `<s>`.
+        """
+        ids: list[int] = []
+        parts = self._marker.split(text)
+        known = self._marked
+        # The pattern has one group, so parts alternate: text, marker, text, ..., text.
+        pending = parts[0]
+        for marker, following in zip(parts[1::2], parts[2::2], strict=True):
+            index = known.get(marker)
+            if index is None:  # looks like a code, but is outside this checkpoint's block
+                pending += marker + following
+                continue
+            if pending:
+                ids += self.text.encode(pending)
+            ids.append(index)
+            pending = following
+        if pending:
+            ids += self.text.encode(pending)
+        return ids
+
+    def encode_codes(self, modality: ModalitySpec | str, codes_KT: Tensor) -> list[int]:
+        """Ids of a span with its tags: `codes_KT` integers [K, T]; K*T + 2 ids. Raises CodeError."""
+        block = self.block(modality if isinstance(modality, str) else modality.name)
+        first = block.first_id
+        return [block.start_id, *[first + i for i in codes_to_indices(block.spec, codes_KT)], block.end_id]
+
+    # From ids
+
+    def decode_ids(self, ids: Sequence[int]) -> list[Text | Control | Span]:
+        """Text runs, control tokens and spans in order; `<s>`, `</s>` and `<unk>` come as controls.
+
+        The inverse of `encode_text` and `encode_codes` over a sequence in which no two texts are neighbours.
+        Raises CodeError with the position for a code or end tag outside a span, a span that doesn't end or has a
+        wrong level, count or range, and an id outside the vocabulary.
+        """
+        items: list[Text | Control | Span] = []
+        at = 0
+        while at < len(ids):
+            if self.is_text(ids[at]):
+                end = at + 1
+                while end < len(ids) and self.is_text(ids[end]):
+                    end += 1
+                items.append(Text(self.text.decode(ids[at:end])))
+            elif ids[at] in self._block_by_start:
+                block = self._block_by_start[ids[at]]
+                end = self._span_end(block, ids, at)
+                indices = [i - block.first_id for i in ids[at + 1 : end]]
+                items.append(Span(block.spec, indices_to_codes(block.spec, indices, position=at + 1)))
+                end += 1
+            else:
+                items.append(Control(self._control_at(ids, at)))
+                end = at + 1
+            at = end
+        return items
+
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """The marked string of any ids: the inverse of `encode_marked`, for logs and training files.
+
+        Broken spans are written as they are. Raises CodeError for an id outside the vocabulary.
+        """
+        parts: list[str] = []
+        run: list[int] = []
+        for at, index in enumerate(ids):
+            if self.is_text(index):
+                run.append(index)
+                continue
+            if run:
+                parts.append(self.text.decode(run))
+                run = []
+            parts.append(self._marker_by_id.get(index) or self._control_at(ids, at))
+        if run:
+            parts.append(self.text.decode(run))
+        return "".join(parts)
+
+    def span_string(self, span: Span) -> str:
+        """The span as the training files write it, for example `<soim><👀12>...<eoim>`."""
+        return codes_to_string(span.spec, span.codes_KT)
+
+    @cached_property
+    def _marker_by_id(self) -> dict[int, str]:
+        return {i: token for token, i in self._marked.items()}
+
+    def _span_end(self, block: Block, ids: Sequence[int], start: int) -> int:
+        codes = block.ids
+        end = start + 1
+        while end < len(ids) and ids[end] in codes:
+            end += 1
+        if end == len(ids):
+            raise CodeError(f"{block.spec.name}: the span that starts at position {start} has no {block.spec.end}")
+        if ids[end] != block.end_id:
+            raise CodeError(
+                f"{block.spec.name}: id {ids[end]} ({self._describe(ids[end])}) at position {end} is no "
+                f"{block.spec.name} code and not {block.spec.end}"
+            )
+        return end
+
+    def _control_at(self, ids: Sequence[int], at: int) -> str:
+        index = ids[at]
+        if index in self._control_by_id:
+            return self._control_by_id[index]
+        if 0 <= index < self.text.size:
+            return self.text.piece(index)
+        raise CodeError(f"id {index} ({self._describe(index)}) at position {at} stands outside a span")
+
+    def _describe(self, index: int) -> str:
+        if 0 <= index < self.text.size:
+            return self.text.piece(index)
+        return self._marker_by_id.get(index, f"outside the vocabulary of {self.size}")
+
+
+def _checked_tokens(text: TextTokenizer, tokens: Mapping[str, int], source: str) -> dict[str, int]:
+    by_id: dict[int, str] = {}
+    for token, index in tokens.items():
+        if index < 0 or (index < text.size and text.piece(index) != token):
+            raise CheckpointError(
+                f"{source}: '{token}' has id {index}, which belongs to the text vocabulary of {text.size} pieces; "
+                f"the file doesn't fit tokenizer.model"
+            )
+        if by_id.setdefault(index, token) != token:
+            raise CheckpointError(f"{source}: '{token}' and '{by_id[index]}' share id {index}")
+    return {token: index for token, index in tokens.items() if index >= text.size}
+
+
+def _find_block(
+    spec: ModalitySpec, tokens: Mapping[str, int], sizes: Mapping[str, Mapping[str, int]] | None, source: str
+) -> Block | None:
+    count = 0
+    first_id = tokens.get(spec.code_token(0))
+    while first_id is not None and tokens.get(spec.code_token(count)) == first_id + count:
+        count += 1
+    if spec.start not in tokens and count == 0:
+        return None
+    for tag in (spec.start, spec.end, spec.code_token(0)):
+        if tag not in tokens:
+            raise CheckpointError(f"{source}: '{tag}' of modality '{spec.name}' is missing")
+    assert first_id is not None
+    if spec.code_token(count) in tokens:
+        raise CheckpointError(f"{source}: the ids of {spec.name} codes are not in one block: {spec.code_token(count)}")
+    if sizes is None:
+        levels, codebook = spec.num_codebooks, count // spec.num_codebooks
+    elif spec.name not in sizes:
+        return None
+    else:
+        levels, codebook = sizes[spec.name]["num_codebooks"], sizes[spec.name]["codebook_size"]
+    if levels * codebook != count:
+        raise CheckpointError(
+            f"{source}: {count} {spec.name} codes in a row from id {first_id}; expected {levels} levels of equal size"
+            + (f", {codebook} each, as anygpt.json says" if sizes else "")
+        )
+    found = spec.with_codebooks(codebook_size=codebook, num_codebooks=levels)
+    return Block(found, first_id, tokens[spec.start], tokens[spec.end])
+
+
+def _marker_pattern(marked: Iterable[str], blocks: Iterable[Block]) -> re.Pattern[str]:
+    """One group that matches every marker. Codes are matched by shape, which is far quicker than by list."""
+    prefixes = [block.spec.prefix for block in blocks]
+    shapes = [re.compile(f"<{re.escape(prefix)}[0-9]+>") for prefix in prefixes]
+    literals = [token for token in marked if not any(shape.fullmatch(token) for shape in shapes)]
+    literals.sort(key=len, reverse=True)
+    alternatives = [f"<(?:{'|'.join(map(re.escape, prefixes))})[0-9]+>"] if prefixes else []
+    return re.compile("(" + "|".join([*alternatives, *map(re.escape, literals)]) + ")")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return value
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(row, dict) and all(isinstance(row.get(key), int) for key in ("codebook_size", "num_codebooks"))
+        for row in value.values()
+    )
