@@ -1,0 +1,1 @@
+"""Encodec: general audio codes, for music and sound effects."""
