@@ -184,27 +184,29 @@ class ResidualVectorQuantizer(nn.Module):
         return x_BTC.transpose(1, 2)
 
     def forward(
-        self, x_BCT: Tensor, n_q: int | None = None, layers: Sequence[int] | None = None
+        self, x_BCT: Tensor, n_q: int | None = None, layers: Sequence[int] | None = None, st: int = 0
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Quantize with gradients passed straight through to `x_BCT`.
 
-        Runs the first `n_q` levels (default: all). Returns the sum of their entries [B, C, T], the codes int64
+        Runs levels `st` up to, not including, `n_q` (default: all), the first of them on `x_BCT` itself. Returns the sum of their entries [B, C, T], the codes int64
         [K, B, T], the commitment loss (mean over levels; 0 in eval mode) and, for every level in `layers` (default:
         each one that ran), that level's own entries [B, C, T].
         """
         end = self.num_quantizers if n_q is None else n_q
-        wanted = range(end) if layers is None else layers
-        if not 0 < end <= self.num_quantizers or not all(0 <= i < end for i in wanted):
-            raise CodeError(f"n_q {n_q} with layers {layers}: the quantizer has {self.num_quantizers} levels")
+        wanted = range(st, end) if layers is None else layers
+        if not 0 <= st < end <= self.num_quantizers or not all(st <= i < end for i in wanted):
+            raise CodeError(
+                f"n_q {n_q} from {st} with layers {layers}: the quantizer has {self.num_quantizers} levels"
+            )
         batch, _, frames = x_BCT.shape
         codes: list[Tensor] = []
         per_level: list[Tensor] = []
         with torch.autocast(x_BCT.device.type, enabled=False):
             x_NC = _to_rows(x_BCT)
-            keep_KN1 = self._levels_kept(batch, frames, end, x_NC.device)
+            keep_KN1 = self._levels_kept(batch, frames, end - st, x_NC.device)
             residual_NC, total_NC = x_NC, torch.zeros_like(x_NC)
             loss = x_NC.new_zeros(())
-            for level, codebook in enumerate(self.codebooks[:end]):
+            for level, codebook in enumerate(self.codebooks[st:end]):
                 entries_NC, codes_N = self._quantize(codebook, residual_NC.detach())
                 codes.append(codes_N.view(batch, frames))
                 if self.training:
@@ -213,7 +215,7 @@ class ResidualVectorQuantizer(nn.Module):
                 total_NC = total_NC + (entries_NC if keep_KN1 is None else entries_NC * keep_KN1[level])
                 residual_NC = residual_NC - entries_NC
             quantized_BCT = _to_frames(_straight_through(total_NC, x_NC), batch, x_BCT.dtype)
-        return quantized_BCT, torch.stack(codes), loss / end, [per_level[i] for i in wanted]
+        return quantized_BCT, torch.stack(codes), loss / (end - st), [per_level[i - st] for i in wanted]
 
     @torch.no_grad()
     def _quantize(self, codebook: Codebook, x_NC: Tensor) -> tuple[Tensor, Tensor]:
