@@ -180,13 +180,14 @@ class TokenizerLoop:
         loss.backward()
         self.weights.collect_gradients()
         norm = float(self.weights.clip(self.config.grad_clip))
-        if not math.isfinite(norm) or not math.isfinite(float(loss)):
-            raise FloatingPointError(f"step {self.step}: loss {float(loss)}, gradient norm {norm}")
+        value = loss.item()
+        if not math.isfinite(norm) or not math.isfinite(value):
+            raise FloatingPointError(f"step {self.step}: loss {value}, gradient norm {norm}")
         for optimizer in self.optimizers:
             optimizer.step()
         self.weights.publish()
         self.step += 1
-        return {"loss": float(loss), "grad_norm": norm, **metrics}
+        return {"loss": value, "grad_norm": norm, **metrics}
 
     def evaluate(self, *, samples: bool) -> dict[str, float]:
         """Validation numbers in float32; with `samples`, a sample sheet as well."""

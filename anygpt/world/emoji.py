@@ -35,7 +35,7 @@ OBJECTS: dict[str, str] = {
     "truck": "🚚", "tractor": "🚜", "bicycle": "🚲", "train": "🚂", "airplane": "✈️", "helicopter": "🚁",
     "rocket": "🚀", "ship": "🚢", "sailboat": "⛵", "house": "🏠", "castle": "🏰", "tent": "⛺",
     # things
-    "soccer ball": "⚽", "basketball": "🏀", "football": "🏈", "tennis ball": "🎾", "guitar": "🎸",
+    "soccer ball": "⚽", "basketball": "🏀", "football": "🏈", "tennis racket": "🎾", "guitar": "🎸",
     "trumpet": "🎺", "violin": "🎻", "drum": "🥁", "piano": "🎹", "clock": "⏰", "camera": "📷",
     "telephone": "☎️", "computer": "💻", "book": "📕", "pencil": "✏️", "scissors": "✂️", "key": "🔑",
     "lock": "🔒", "hammer": "🔨", "light bulb": "💡", "candle": "🕯️", "balloon": "🎈", "gift": "🎁",

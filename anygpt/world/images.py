@@ -12,14 +12,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from anygpt.world.emoji import OBJECTS, with_article
+from anygpt.world.emoji import OBJECTS, glyph, with_article
 from anygpt.world.splits import held_out
 
 IMAGE_SIZE = 96
 SIZES = ("small", "medium", "large")
-SINGLE_PX = {"small": 30, "medium": 52, "large": 80}
-PAIR_PX = {"small": 22, "medium": 32, "large": 44}
-PLACES = {"center": (0.5, 0.5), "left": (0.27, 0.5), "right": (0.73, 0.5), "top": (0.5, 0.27), "bottom": (0.5, 0.73)}
+SINGLE_PX = {"small": 36, "medium": 56, "large": 80}
+PAIR_PX = {"small": 28, "medium": 36, "large": 46}
+PLACES = {"center": (0.5, 0.5), "left": (0.3, 0.5), "right": (0.7, 0.5), "top": (0.5, 0.3), "bottom": (0.5, 0.7)}
 """Where a single object sits: centre as a fraction of the picture (x, y)."""
 PLACE_WORDS = {"center": "", "left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
 RELATIONS = ("left of", "right of", "above", "below")
@@ -77,7 +77,8 @@ class ImageSample:
 
 
 @lru_cache(maxsize=64)
-def _background(name: str, size: int) -> np.ndarray:
+def background_pixels(name: str, size: int) -> np.ndarray:
+    """A background without objects: float32 [size, size, 3] in 0..255. Copy it before drawing: it is cached."""
     top, bottom = (np.array(colour, np.float32) for colour in BACKGROUNDS[name])
     ramp = np.linspace(0.0, 1.0, size, dtype=np.float32)[:, None, None]
     return np.broadcast_to(top + (bottom - top) * ramp, (size, size, 3)).copy()
@@ -96,9 +97,7 @@ def _layout(scene: Scene) -> list[tuple[str, int, float, float]]:
 
 def render(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
     """Draw a scene: uint8 [size, size, 3]."""
-    from anygpt.world.emoji import glyph
-
-    canvas = _background(scene.background, size).copy()
+    canvas = background_pixels(scene.background, size).copy()
     for name, side, x, y in _layout(scene):
         side = max(1, round(side * size / IMAGE_SIZE))
         colour, alpha = glyph(name, side)

@@ -1,0 +1,294 @@
+"""Training SEED's image tokenizer at small size: pictures through 32 quantized causal queries and back.
+
+The method is SEED's (Ge et al. 2023, section 3): queries that see only earlier queries read the image, their
+features are quantized, and what the codes keep is decided by reconstruction together with the meaning that text
+gives the picture; SEED aligns with captions by contrast, here the caption's attributes are classified from the
+decoded codes, which in a world of known captions says the same and is cheaper.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from anygpt.config import from_dict
+from anygpt.media import atomic_write
+from anygpt.tokenizers.seed.config import SeedConfig
+from anygpt.tokenizers.seed.model import SeedModel
+from anygpt.tokenizers.seed.pixels import SmallPixelConfig, SmallPixelDecoder
+from anygpt.training.tokenizer_loop import TokenizerRecipe
+from anygpt.world.emoji import OBJECTS
+from anygpt.world.images import BACKGROUNDS, IMAGE_SIZE, SIZES, ImageSample, ImageWorld, background_pixels
+
+PLACE_LABELS = ("center", "left", "right", "top", "bottom", "left of", "above")
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "first": tuple(OBJECTS),
+    "second": ("none", *OBJECTS),
+    "first_size": SIZES,
+    "second_size": ("none", *SIZES),
+    "background": tuple(BACKGROUNDS),
+    "place": PLACE_LABELS,
+}
+"""What a caption says, as one classification each; "none" where there is no second object."""
+
+
+def attribute_labels(sample: ImageSample) -> list[int]:
+    """Class index of each of `ATTRIBUTES`."""
+    scene = sample.scene
+    is_pair = scene.relation is not None
+    values = {
+        "first": scene.objects[0],
+        "second": scene.objects[1] if is_pair else "none",
+        "first_size": scene.sizes[0],
+        "second_size": scene.sizes[1] if is_pair else "none",
+        "background": scene.background,
+        "place": scene.relation or scene.place,
+    }
+    return [ATTRIBUTES[name].index(value) for name, value in values.items()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedRecipeConfig:
+    """The `recipe` section of the YAML file."""
+
+    model: dict[str, Any]
+    """`SeedConfig`, nested."""
+    pixels: SmallPixelConfig
+    batch_size: int = 64
+    seed: int = 0
+    continuous_steps: int = 200
+    """Steps before the codebook is made (k-means on the features); until then features pass unquantized."""
+    ema_decay: float = 0.98
+    restart_every: int = 20
+    """Steps between searches for dead codes."""
+    restart_below: float = 0.05
+    """A code is dead when its moving count per batch is below this fraction of an even share."""
+    restart_until: float = 0.7
+    """Fraction of `freeze_codes_at` (or of all steps seen) after which no code is moved by restart any more."""
+    freeze_codes_at: int | None = None
+    """Step from which encoder and codebook stay as they are and only the decoder goes on."""
+    commitment: float = 0.25
+    attributes: float = 0.05
+    object_weight: float = 3.0
+    """How much more an object's pixels count than the background's."""
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    validation_images: int = 256
+
+
+class SeedTrainingModel(nn.Module):
+    """Everything with weights: tokenizer, pixel decoder, attribute heads, and the codebook's moving statistics."""
+
+    def __init__(self, config: SeedRecipeConfig) -> None:
+        super().__init__()
+        self.seed = SeedModel(from_dict(SeedConfig, config.model, "recipe.model"))
+        self.pixels = SmallPixelDecoder(config.pixels)
+        hidden = self.seed.config.qformer.hidden_size
+        self.heads = nn.ModuleDict({name: nn.Linear(hidden, len(values)) for name, values in ATTRIBUTES.items()})
+        entries, width = self.seed.quantize.embedding.weight.shape
+        self.seed.quantize.embedding.weight.requires_grad_(False)
+        self.register_buffer("code_count", torch.ones(entries))
+        self.register_buffer("code_sum", torch.zeros(entries, width))
+        self.register_buffer("has_codebook", torch.zeros(1))
+        self.register_buffer("codebook", torch.zeros(entries, width))
+        distill = self.seed.distill_image_proj
+        if distill.in_features == distill.out_features:
+            # The flattening is then transparent to the pixel decoder from the first step on.
+            nn.init.eye_(distill.weight)
+            nn.init.zeros_(distill.bias)
+
+
+class SeedRecipe(TokenizerRecipe):
+    """Reconstruction through quantized causal queries."""
+
+    def __init__(self, config: dict[str, Any], workdir: Path) -> None:
+        self.config = from_dict(SeedRecipeConfig, config, "recipe")
+        self.model: SeedTrainingModel = SeedTrainingModel(self.config)
+        self.world = ImageWorld("train", seed=self.config.seed)
+        self._validation: list[ImageSample] = []
+        self._is_frozen = False
+
+    def keeps_float32(self, name: str) -> bool:
+        return name.startswith("heads.")
+
+    def uses_muon(self, name: str, parameter: Tensor) -> bool:
+        return super().uses_muon(name, parameter) and not name.startswith("heads.") and "pos" not in name
+
+    def _collate(self, samples: list[ImageSample]) -> dict[str, Tensor]:
+        pixels = torch.from_numpy(np.stack([sample.pixels for sample in samples])).permute(0, 3, 1, 2).float()
+        plain = np.stack([background_pixels(sample.scene.background, IMAGE_SIZE) for sample in samples])
+        is_object = (pixels - torch.from_numpy(plain).permute(0, 3, 1, 2)).abs().amax(1, keepdim=True) > 3
+        labels = torch.tensor([attribute_labels(sample) for sample in samples])
+        return {"pixels": pixels / 127.5 - 1, "is_object": is_object, "labels": labels}
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        first = step * self.config.batch_size
+        return self._collate([self.world.sample(first + i) for i in range(self.config.batch_size)])
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.config.mean, self.config.std))
+        weight = self.model.seed.visual_encoder.patch_embed.proj.weight
+        return (((pixels + 1) / 2 - mean) / std).to(weight.dtype)
+
+    def _quantize(self, z_BQE: Tensor, step: int) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Straight-through codebook vectors, commitment loss, statistics; moves the codebook while training."""
+        model = self.model
+        if not model.has_codebook and model.training:
+            if step < self.config.continuous_steps:
+                return z_BQE, z_BQE.new_zeros(()), {}
+            self._make_codebook(z_BQE.detach().flatten(0, 1))
+        flat = z_BQE.detach().flatten(0, 1)
+        distance = model.codebook.square().sum(-1) - 2 * flat @ model.codebook.t()
+        indices = distance.argmin(-1)
+        if model.training and not self._is_frozen:
+            self._move_codebook(flat, indices, step)
+        quantized = model.codebook[indices].view_as(z_BQE)
+        share = torch.bincount(indices, minlength=len(model.codebook)).float() / len(indices)
+        perplexity = float(torch.exp(-(share * (share + 1e-9).log()).sum()))
+        commitment = F.mse_loss(z_BQE, quantized)
+        return z_BQE + (quantized - z_BQE).detach(), commitment, {"perplexity": perplexity, "commit": commitment.item()}
+
+    def _make_codebook(self, flat: Tensor) -> None:
+        """k-means (Lloyd, 10 rounds) on the features of one batch."""
+        model = self.model
+        generator = torch.Generator().manual_seed(self.config.seed)
+        picked = torch.randperm(len(flat), generator=generator)[: len(model.codebook)]
+        codebook = flat[picked].clone()
+        for _ in range(10):
+            indices = (codebook.square().sum(-1) - 2 * flat @ codebook.t()).argmin(-1)
+            count = torch.bincount(indices, minlength=len(codebook)).float()
+            total = torch.zeros_like(codebook).index_add_(0, indices, flat)
+            codebook = torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], codebook)
+        model.codebook.copy_(codebook)
+        model.code_count.copy_(count)
+        model.code_sum.copy_(codebook * count[:, None])
+        model.has_codebook.fill_(1)
+
+    def _move_codebook(self, flat: Tensor, indices: Tensor, step: int) -> None:
+        """Exponential moving average of the vectors assigned to each code; dead codes jump to features of the batch."""
+        model, decay = self.model, self.config.ema_decay
+        count = torch.bincount(indices, minlength=len(model.codebook)).float()
+        model.code_count.mul_(decay).add_(count, alpha=1 - decay)
+        model.code_sum.mul_(decay).index_add_(0, indices, flat, alpha=1 - decay)
+        until = self.config.restart_until * (self.config.freeze_codes_at or float("inf"))
+        if step % self.config.restart_every == 0 and step < until:
+            even = len(flat) / len(model.codebook)
+            dead = (model.code_count < self.config.restart_below * even).nonzero().flatten()
+            if len(dead):
+                generator = torch.Generator().manual_seed(self.config.seed + step)
+                fresh = flat[torch.randperm(len(flat), generator=generator)[: len(dead)]]
+                model.code_sum[dead[: len(fresh)]] = fresh * even * 0.5
+                model.code_count[dead[: len(fresh)]] = even * 0.5
+        # An unused code keeps its place: its sum and count shrink together.
+        model.codebook.copy_(model.code_sum / model.code_count.clamp(min=1e-6)[:, None])
+
+    def _reconstruct(self, pixels: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
+        """Reconstruction [B, 3, S, S], decoder states [B, Q, H], commitment loss, statistics."""
+        seed = self.model.seed
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._is_frozen):
+            z = seed.encode_features(self._normalised(pixels)).float()
+        quantized, commitment, numbers = self._quantize(z, step)
+        hidden, embedding = seed.embed(quantized.to(seed.pos_embed_image.dtype))
+        return self.model.pixels(embedding).float(), hidden.float(), commitment, numbers
+
+    def _freeze(self) -> None:
+        self._is_frozen = True
+        for name, parameter in self.model.seed.named_parameters():
+            if name.startswith(("visual_encoder", "ln_vision", "Qformer", "query_tokens", "encode_task_layer")):
+                parameter.requires_grad_(False)
+
+    def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        config = self.config
+        if config.freeze_codes_at is not None and step >= config.freeze_codes_at and not self._is_frozen:
+            self._freeze()
+        pixels = batch["pixels"]
+        image, hidden, commitment, numbers = self._reconstruct(pixels, step)
+        weight = 1 + config.object_weight * batch["is_object"]
+        weight = weight / weight.mean()
+        error = image - pixels
+        flat_error = (weight * error.abs()).mean() + (weight * error.square()).mean()
+        edges = multiscale_gradient_loss(error, weight)
+        labels, means = batch["labels"], hidden.mean(1)
+        named = torch.stack(
+            [F.cross_entropy(head(means), labels[:, i]) for i, head in enumerate(self.model.heads.values())]
+        )
+        total = flat_error + edges + config.commitment * commitment + config.attributes * named.sum()
+        numbers |= {"pixel": flat_error.item(), "edges": edges.item(), "named": named.sum().item()}
+        numbers["psnr"] = float(-10 * (error.square().mean() / 4).log10())
+        return total, numbers
+
+    def _validation_samples(self) -> list[ImageSample]:
+        if not self._validation:
+            world = ImageWorld("heldout", seed=self.config.seed)
+            self._validation = [world.sample(i) for i in range(self.config.validation_images)]
+        return self._validation
+
+    def validate(self) -> dict[str, float]:
+        batch = self._collate(self._validation_samples())
+        images, hidden, _, numbers = self._reconstruct(batch["pixels"], 0)
+        error = (images.clamp(-1, 1) - batch["pixels"]) / 2
+        results = {"psnr": float(-10 * error.square().mean((1, 2, 3)).log10().mean())}
+        on_object = (error.square() * batch["is_object"]).sum() / (3 * batch["is_object"].sum())
+        results["object_psnr"] = float(-10 * on_object.log10())
+        right = torch.stack(
+            [head(hidden.mean(1)).argmax(-1) == batch["labels"][:, i] for i, head in enumerate(self.model.heads.values())]
+        )
+        results |= {f"{name}_accuracy": float(right[i].float().mean()) for i, name in enumerate(ATTRIBUTES)}
+        results["all_attributes"] = float(right.all(0).float().mean())
+        return results | numbers
+
+    def sample_sheet(self, folder: Path) -> None:
+        """`reconstructions.png`: held-out pictures above what comes back from their codes."""
+        samples = self._validation_samples()[:48]
+        batch = self._collate(samples)
+        image = self._reconstruct(batch["pixels"], 0)[0]
+        back = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        rows = []
+        for first in range(0, len(samples), 12):
+            rows.append(np.concatenate([sample.pixels for sample in samples[first : first + 12]], axis=1))
+            rows.append(np.concatenate(list(back[first : first + 12]), axis=1))
+        Image.fromarray(np.concatenate(rows)).save(folder / "reconstructions.png")
+
+    def export(self, folder: Path) -> None:
+        """config.json, model.safetensors (`SeedModel`) and pixels.safetensors, weights in bfloat16."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with torch.no_grad():
+            self.model.seed.quantize.embedding.weight.copy_(self.model.codebook)
+        for name, module in (("model", self.model.seed), ("pixels", self.model.pixels)):
+            state = {
+                key: tensor.to(torch.bfloat16).contiguous() if tensor.is_floating_point() else tensor
+                for key, tensor in module.state_dict().items()
+            }
+            with atomic_write(folder / f"{name}.safetensors") as temporary:
+                save_file(state, temporary)
+        content = {
+            "class": "seed",
+            "modality": "image",
+            "model": asdict(self.model.seed.config),
+            "pixels": {"kind": "small", **asdict(self.config.pixels)},
+            "preprocess": {"image_size": IMAGE_SIZE, "mean": self.config.mean, "std": self.config.std},
+        }
+        with atomic_write(folder / "config.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def multiscale_gradient_loss(error: Tensor, weight: Tensor, scales: int = 3) -> Tensor:
+    """Mean absolute horizontal and vertical differences of the error, at full, half and quarter resolution.
+
+    `error` [B, 3, S, S], `weight` [B, 1, S, S]. Edges count beyond their area: a blurred object has small pixel
+    error and is yet unrecognisable.
+    """
+    total = error.new_zeros(())
+    for _ in range(scales):
+        across = (error[..., 1:] - error[..., :-1]).abs() * weight[..., 1:]
+        down = (error[..., 1:, :] - error[..., :-1, :]).abs() * weight[..., 1:, :]
+        total = total + across.mean() + down.mean()
+        error, weight = F.avg_pool2d(error, 2), F.avg_pool2d(weight, 2)
+    return total / scales
