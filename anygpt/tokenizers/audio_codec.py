@@ -4,9 +4,10 @@ Shape suffixes: B batch, C channels, K levels, T frames (codes) or samples (wave
 """
 
 import importlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +22,20 @@ BACKBONES: dict[str, str] = {
     "seanet": "anygpt.tokenizers.speechtokenizer.model:SpeechTokenizerModel",
     "spectral": "anygpt.tokenizers.spectral:SpectralCodec",
 }
-"""`backbone` field of an audio tokenizer's config.json -> `module:class`, imported on first use."""
+"""`backbone` field of an audio tokenizer's config.json -> `module:class`, imported on first use.
+
+The class is an `AudioCodecModel` with a class method `from_config(mapping, source)`, which builds it with fresh weights
+and begins its error messages with `source` (a file name).
+"""
+
+_ENTRIES = re.compile(r"quantizer\.(?:vq\.)?layers\.(\d+)\.\w+\.embed")
+"""State-dict name of a level's codebook entries, in our quantizer and in transformers' Encodec."""
 
 
-@runtime_checkable
 class AudioCodecModel(Protocol):
     """A codec network: an `nn.Module` whose children are named `encoder`, `quantizer` and `decoder`.
 
-    `quantizer` is a `ResidualVectorQuantizer`, and `encode` followed by `decode` gives ceil(T / hop_length) *
-    hop_length samples.
+    `encode` followed by `decode` gives the input's length rounded up to whole frames of `hop_length` samples.
     """
 
     sample_rate: int
@@ -39,10 +45,6 @@ class AudioCodecModel(Protocol):
     codebook_size: int
     n_q: int
     """Residual levels."""
-
-    @classmethod
-    def from_config(cls, mapping: Mapping[str, Any], source: str) -> "AudioCodecModel":
-        """Build the network with fresh weights from plain data; errors begin with `source` (a file name)."""
 
     def encode(self, wav_B1T: Tensor) -> Tensor:
         """Codes of all levels, int64 [K, B, ceil(T / hop_length)]."""
@@ -70,8 +72,8 @@ def build_codec(backbone: str, model: Mapping[str, Any], source: str) -> AudioCo
         known = ", ".join(BACKBONES)
         raise ConfigError(f"{source}: unknown backbone '{backbone}'{nearest(backbone, BACKBONES)}; known: {known}")
     module, _, attribute = BACKBONES[backbone].partition(":")
-    codec_class: type[AudioCodecModel] = getattr(importlib.import_module(module), attribute)
-    return codec_class.from_config(model, source=source)
+    codec: AudioCodecModel = getattr(importlib.import_module(module), attribute).from_config(model, source=source)
+    return codec
 
 
 def read_folder_config(cls: type[FolderConfig], folder: Path) -> FolderConfig:
@@ -122,9 +124,9 @@ def as_module(model: AudioCodecModel) -> nn.Module:
 
 def code_defining_tensors(model: AudioCodecModel, num_codebooks: int) -> Iterable[tuple[str, Tensor]]:
     """The encoder's weights and the entries of the first `num_codebooks` levels, by state-dict name."""
-    books = tuple(f"quantizer.vq.layers.{i}._codebook.embed" for i in range(num_codebooks))
     for name, tensor in as_module(model).state_dict().items():
-        if name.startswith("encoder.") or name in books:
+        entries = _ENTRIES.fullmatch(name)
+        if name.startswith("encoder.") or (entries and int(entries[1]) < num_codebooks):
             yield name, tensor
 
 
