@@ -1,0 +1,1 @@
+"""Generating ids with a language model, under a grammar, by decoding policies."""

@@ -1,0 +1,294 @@
+"""LLaMA's forward pass for generation, written over the tensors of a Hugging Face checkpoint folder.
+
+It equals `transformers.LlamaForCausalLM` (a test compares the logits) and exists for speed: no module calls, one
+matrix product for q, k, v and one for gate and up, a static cache, and none of the seconds that importing
+transformers takes. Shape suffixes: T positions, D hidden width, H heads, G key-value heads, C head width,
+V vocabulary.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anygpt.errors import CheckpointError
+from anygpt.generation.cache import StaticCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaShape:
+    """The numbers of a LLaMA `config.json` that its forward pass depends on."""
+
+    vocab_size: int
+    hidden_size: int
+    inner_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    context: int
+    """Longest sequence, prompt and answer together."""
+    norm_eps: float
+    rope: Mapping[str, Any]
+    """`rope_theta`, `rope_type` and what that type needs."""
+    tied_head: bool
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], source: str) -> "LlamaShape":
+        """Read a parsed `config.json`, in the layout of any transformers version.
+
+        Raises CheckpointError, prefixed with `source`, for another architecture or an option that isn't implemented.
+        """
+        if config.get("model_type") != "llama":
+            raise CheckpointError(f"{source}: model_type is {config.get('model_type')!r}, only 'llama' is supported")
+        for option in ("attention_bias", "mlp_bias"):
+            if config.get(option):
+                raise CheckpointError(f"{source}: {option} is set; LLaMA models without biases are supported")
+        if config.get("hidden_act", "silu") != "silu":
+            raise CheckpointError(f"{source}: hidden_act is {config['hidden_act']!r}, only 'silu' is supported")
+        try:
+            heads = int(config["num_attention_heads"])
+            return cls(
+                vocab_size=int(config["vocab_size"]),
+                hidden_size=int(config["hidden_size"]),
+                inner_size=int(config["intermediate_size"]),
+                layers=int(config["num_hidden_layers"]),
+                heads=heads,
+                kv_heads=int(config.get("num_key_value_heads") or heads),
+                head_width=int(config.get("head_dim") or config["hidden_size"] // heads),
+                context=int(config.get("max_position_embeddings", 2048)),
+                norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+                rope=_rope_parameters(config),
+                tied_head=bool(config.get("tie_word_embeddings", False)),
+            )
+        except KeyError as error:
+            raise CheckpointError(f"{source}: field {error} is missing") from None
+
+
+def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Transformers 5 keeps everything in `rope_parameters`, earlier versions in `rope_theta` and `rope_scaling`."""
+    rope = {"rope_theta": config.get("rope_theta") or 10000.0}
+    rope |= config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
+    return rope
+
+
+def inverse_frequencies(shape: LlamaShape, source: str) -> Tensor:
+    """Rotation speed of each pair of channels, float32 [C/2] (Su et al. 2021; "linear" Chen et al. 2023; "llama3").
+
+    Raises CheckpointError for other kinds of scaling.
+    """
+    rope = shape.rope
+    speeds = 1.0 / rope["rope_theta"] ** (torch.arange(0, shape.head_width, 2, dtype=torch.float32) / shape.head_width)
+    kind = rope["rope_type"]
+    if kind == "default":
+        return speeds
+    if kind == "linear":
+        return speeds / rope["factor"]
+    if kind == "llama3":
+        original = rope["original_max_position_embeddings"]
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        # Turns over the original context decide: many turns stay, few are stretched by the factor, blended between.
+        turns = original * speeds / (2 * math.pi)
+        share = ((turns - low) / (high - low)).clamp(0, 1)
+        return share * speeds + (1 - share) * speeds / rope["factor"]
+    raise CheckpointError(f"{source}: rope_type '{kind}' is not supported; known: default, linear, llama3")
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One decoder layer; matrices are [in, out], those that share an input lie side by side."""
+
+    norm_attention: Tensor
+    qkv: Tensor
+    out: Tensor
+    norm_mlp: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class LlamaDecoder:
+    """A language model for generation: token ids in, logits of the next token out."""
+
+    def __init__(
+        self,
+        shape: LlamaShape,
+        take: Callable[[str], Tensor],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        source: str = "model",
+    ) -> None:
+        """`take(key)` gives the tensor of a Hugging Face key; each is asked for once.
+
+        Raises CheckpointError when a tensor's shape doesn't fit `shape`.
+        """
+        self.shape = shape
+        self.dtype = dtype
+        self.device = torch.device(device)
+
+        def get(key: str, *size: int) -> Tensor:
+            tensor = take(key)
+            if tuple(tensor.shape) != size:
+                raise CheckpointError(f"{source}: '{key}' has shape {list(tensor.shape)}, expected {list(size)}")
+            return tensor.to(device=self.device, dtype=dtype)
+
+        def matrix(prefix: str, **rows: int) -> Tensor:
+            """The matrices of one input side by side, [in, out]: on a CPU a product of one row with this layout runs
+            twice as fast as with the checkpoint's [out, in]."""
+            parts = [get(f"{prefix}.{name}.weight", count, width) for name, count in rows.items()]
+            return torch.cat(parts).t().contiguous()
+
+        width, inner = shape.hidden_size, shape.inner_size
+        wide_q, wide_kv = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+        self.embedding = get("model.embed_tokens.weight", shape.vocab_size, width)
+        self.layers: list[_Layer] = []
+        for index in range(shape.layers):
+            prefix = f"model.layers.{index}"
+            self.layers.append(
+                _Layer(
+                    norm_attention=get(f"{prefix}.input_layernorm.weight", width),
+                    qkv=matrix(f"{prefix}.self_attn", q_proj=wide_q, k_proj=wide_kv, v_proj=wide_kv),
+                    out=get(f"{prefix}.self_attn.o_proj.weight", width, wide_q).t().contiguous(),
+                    norm_mlp=get(f"{prefix}.post_attention_layernorm.weight", width),
+                    gate_up=matrix(f"{prefix}.mlp", gate_proj=inner, up_proj=inner),
+                    down=get(f"{prefix}.mlp.down_proj.weight", width, inner).t().contiguous(),
+                )
+            )
+        self.norm = get("model.norm.weight", width)
+        head = self.embedding if shape.tied_head else get("lm_head.weight", shape.vocab_size, width)
+        self.head = head.t().contiguous()
+        self._cos, self._sin = self._rotations(source)
+
+    def _rotations(self, source: str) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines of every position, [context, C], for `_rotate`."""
+        positions = torch.arange(self.shape.context, dtype=torch.float32)
+        angles = positions[:, None] * inverse_frequencies(self.shape, source)
+        cos, sin = angles.cos(), angles.sin()
+        table = (torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
+        return tuple(part.to(device=self.device, dtype=self.dtype) for part in table)  # type: ignore[return-value]
+
+    def new_cache(self, capacity: int | None = None) -> StaticCache:
+        """An empty cache for `capacity` positions, by default the whole context."""
+        return StaticCache(
+            layers=self.shape.layers,
+            kv_heads=self.shape.kv_heads,
+            capacity=min(capacity or self.shape.context, self.shape.context),
+            head_width=self.shape.head_width,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @torch.inference_mode()
+    def forward(self, ids: Sequence[int], cache: StaticCache, *, last_only: bool = True) -> Tensor:
+        """Append `ids` to the sequence in `cache`.
+
+        Returns float32 logits: [V] of the last position, or [T, V] with `last_only=False`.
+        """
+        shape, count = self.shape, len(ids)
+        stop = cache.length + count
+        cos, sin = self._cos[cache.length : stop], self._sin[cache.length : stop]
+        mask = None
+        if count > 1 and cache.length > 0:
+            mask = torch.ones(count, stop, dtype=torch.bool, device=self.device).tril(cache.length)
+        hidden_TD = F.embedding(torch.tensor(ids, device=self.device), self.embedding)
+        for index, layer in enumerate(self.layers):
+            normed_TD = F.rms_norm(hidden_TD, (shape.hidden_size,), layer.norm_attention, shape.norm_eps)
+            heads = (normed_TD @ layer.qkv).view(count, -1, shape.head_width).transpose(0, 1)
+            rotated = _rotate(heads[: shape.heads + shape.kv_heads], cos, sin)
+            query_HTC = rotated[: shape.heads]
+            keys, values = cache.write(index, rotated[shape.heads :], heads[shape.heads + shape.kv_heads :])
+            attended_TD = self._attend(query_HTC, keys, values, mask)
+            hidden_TD = hidden_TD + attended_TD @ layer.out
+            normed_TD = F.rms_norm(hidden_TD, (shape.hidden_size,), layer.norm_mlp, shape.norm_eps)
+            gate, up = (normed_TD @ layer.gate_up).chunk(2, dim=-1)
+            hidden_TD = hidden_TD + (F.silu(gate) * up) @ layer.down
+        cache.advance(ids)
+        if last_only:
+            hidden_TD = hidden_TD[-1]
+        hidden_TD = F.rms_norm(hidden_TD, (shape.hidden_size,), self.norm, shape.norm_eps)
+        return (hidden_TD @ self.head).float()
+
+    def _attend(self, query_HTC: Tensor, keys_GSC: Tensor, values_GSC: Tensor, mask_TS: Tensor | None) -> Tensor:
+        """Causal attention of the T newest of S positions; [T, H*C]."""
+        heads, count, width = query_HTC.shape
+        if count == 1:
+            # The heads that share keys stand in as positions: no mask, and no copies of keys and values.
+            query = query_HTC.view(1, keys_GSC.shape[0], -1, width)
+            mixed = F.scaled_dot_product_attention(query, keys_GSC[None], values_GSC[None])
+            return mixed.reshape(1, heads * width)
+        mixed = F.scaled_dot_product_attention(
+            query_HTC[None],
+            keys_GSC[None],
+            values_GSC[None],
+            attn_mask=mask_TS,
+            is_causal=mask_TS is None,
+            enable_gqa=heads != keys_GSC.shape[0],
+        )
+        return mixed[0].transpose(0, 1).reshape(count, heads * width)
+
+
+def _rotate(heads_HTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+    """Rotary position embedding, two-halves layout; `sin_TC` carries the minus sign of its first half."""
+    swapped = heads_HTC.roll(heads_HTC.shape[-1] // 2, dims=-1)
+    return heads_HTC * cos_TC + swapped * sin_TC
+
+
+def load_decoder(
+    folder: Path | str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> LlamaDecoder:
+    """Load a Hugging Face LLaMA folder: `config.json` and safetensors or `pytorch_model*.bin`, one file or sharded.
+
+    Raises CheckpointError that names the missing or damaged file or key.
+    """
+    folder = Path(folder)
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise CheckpointError(f"{config_path}: missing; a model folder holds config.json and the weights")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{config_path}: not valid JSON ({error})") from None
+    shape = LlamaShape.from_config(config, str(config_path))
+    getters = {key: get for file in _weight_files(folder) for key, get in _open_weights(file)}
+
+    def take(key: str) -> Tensor:
+        if key not in getters:
+            raise CheckpointError(f"{folder}: weights lack '{key}', which config.json calls for")
+        return getters[key](key)
+
+    return LlamaDecoder(shape, take, dtype=dtype, device=device, source=str(folder))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        index_path = folder / f"{stem}.index.json"
+        if index_path.is_file():
+            names = sorted(set(json.loads(index_path.read_text(encoding="utf-8"))["weight_map"].values()))
+            for name in names:
+                if not (folder / name).is_file():
+                    raise CheckpointError(f"{folder / name}: missing, although {index_path.name} lists it")
+            return [folder / name for name in names]
+        if (folder / stem).is_file():
+            return [folder / stem]
+    raise CheckpointError(f"{folder}: no weights; expected model.safetensors or pytorch_model.bin (or their shards)")
+
+
+def _open_weights(file: Path) -> list[tuple[str, Callable[[str], Tensor]]]:
+    """Every key of a weights file with the function that reads its tensor; nothing is read yet."""
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            reader = safe_open(file, framework="pt")
+            return [(key, reader.get_tensor) for key in reader.keys()]
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return [(key, tensors.__getitem__) for key in tensors]
+    except Exception as error:  # safetensors and torch raise a different type for every kind of damage
+        raise CheckpointError(f"{file}: damaged or not a weights file ({type(error).__name__})") from None

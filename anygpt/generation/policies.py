@@ -1,0 +1,84 @@
+"""Decoding settings: one file per modality of the answer, in the names that Hugging Face uses."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anygpt.config import from_dict, load_config
+from anygpt.errors import ConfigError
+from anygpt.modality import ModalitySpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """How the ids of one modality are drawn. The file is `config/<modality>_generate_config.json`.
+
+    Raises ConfigError, naming the field, for values out of range.
+    """
+
+    do_sample: bool = True
+    """False takes the most likely id each time; `temperature`, `top_k` and `top_p` then have no effect."""
+    temperature: float = 1.0
+    """0 is the same as `do_sample: false`."""
+    top_k: int = 0
+    """Draw among so many most likely ids; 0 for all."""
+    top_p: float = 1.0
+    """Draw among the most likely ids that reach this probability together."""
+    repetition_penalty: float = 1.0
+    """Logits of ids that occurred before, in prompt or answer, are divided (negative ones multiplied) by it."""
+    max_new_tokens: int = 500
+    """Codes in a span, or ids of text, tags not counted. A span is closed at the last whole frame within it."""
+    min_new_tokens: int = 1
+    num_beams: int = 1
+    vc_steps: int | None = None
+    """Speech: iterations of SoundStorm over the first level it fills in."""
+
+    def __post_init__(self) -> None:
+        rules = {
+            "temperature": (self.temperature >= 0 and math.isfinite(self.temperature), "at least 0"),
+            "top_k": (self.top_k >= 0, "at least 0 (0: no limit)"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0 (1: none)"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, "from 0 to max_new_tokens"),
+            "num_beams": (self.num_beams == 1, "1: beam search is not supported, answers are sampled or greedy"),
+            "vc_steps": (self.vc_steps is None or self.vc_steps >= 1, "at least 1"),
+        }
+        for field, (is_valid, expected) in rules.items():
+            if not is_valid:
+                raise ConfigError(f"'{field}' is {getattr(self, field)}, expected {expected}")
+
+    @property
+    def is_greedy(self) -> bool:
+        return not self.do_sample or self.temperature == 0
+
+    def override(self, settings: Mapping[str, Any]) -> "Policy":
+        """The same policy with some settings replaced. Raises ConfigError that names the nearest known setting."""
+        return from_dict(Policy, dataclasses.asdict(self) | dict(settings), source="generation settings")
+
+
+def load_policies(folder: Path | str, modalities: Iterable[ModalitySpec], *, text: str = "text") -> dict[str, Policy]:
+    """Read `<folder>/<name>_generate_config.json` of every modality, and that of `text` under the key "text".
+
+    `text` is "text" for single answers; chat reads `generate_config.json` (`text=""`).
+    Raises ConfigError naming the file for unknown keys, bad values, and limits that no span of the modality fits.
+    """
+    folder = Path(folder)
+    policies = {"text": load_config(Policy, folder / f"{text}_generate_config.json".lstrip("_"))}
+    for spec in modalities:
+        path = folder / f"{spec.name}_generate_config.json"
+        policies[spec.name] = policy = load_config(Policy, path)
+        check_limits(policy, spec, str(path))
+    return policies
+
+
+def check_limits(policy: Policy, spec: ModalitySpec, source: str) -> None:
+    """Raise ConfigError when `max_new_tokens` is below the shortest whole span of the modality."""
+    shortest = (spec.frames or 1) * spec.num_codebooks
+    if policy.max_new_tokens < shortest:
+        raise ConfigError(
+            f"{source}: 'max_new_tokens' is {policy.max_new_tokens}, expected at least {shortest} for {spec.name}"
+        )
