@@ -68,7 +68,7 @@ def load_config(cls: type[T], path: Path | str) -> T:
 def from_dict(cls: type[T], mapping: Mapping[str, Any], source: str) -> T:
     """Build the dataclass `cls` from plain data, nested dataclasses included.
 
-    Fields may be bool, int, float, str, Path, Literal, Enum-free unions such as `int | None`, list, tuple, dict and
+    Fields may be bool, int, float, str, Path, Literal, unions such as `int | None`, list, tuple, dict and
     dataclasses. `source` (a file name) begins every message. Raises ConfigError for an unknown key (naming the
     nearest known one), a missing field, a value of the wrong type, or a value that `cls.__post_init__` refuses.
     """
@@ -148,7 +148,7 @@ def _convert_items(hint: Any, value: Any, source: str, key: str) -> Any:
     if origin is tuple and args and args[-1] is not Ellipsis:
         if len(args) != len(value):
             raise ConfigError(f"{source}: '{key}' has {len(value)} values, expected {len(args)}")
-        return tuple(_convert(arg, item, source, f"{key}[{i}]") for i, (arg, item) in enumerate(zip(args, value)))
+        return tuple(_convert(args[i], item, source, f"{key}[{i}]") for i, item in enumerate(value))
     item_hint = args[0] if args else Any
     return origin(_convert(item_hint, item, source, f"{key}[{i}]") for i, item in enumerate(value))
 

@@ -5,6 +5,7 @@ Arrays: `wave` is float32 [channels, samples] in [-1, 1].
 
 import contextlib
 import errno
+import io
 import os
 import secrets
 import warnings
@@ -18,6 +19,7 @@ import soundfile
 import soxr
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from anygpt import containers
 from anygpt.errors import AnyGPTError, MediaError
 
 MIN_SIDE_PX = 8
@@ -84,20 +86,7 @@ def load_audio(
     """
     path = Path(path).expanduser()
     _check_file(path)
-    try:
-        with soundfile.SoundFile(path) as file:
-            _check_header(path, file, max_duration_s)
-            # A header may lie about the length; never decode more than the limit.
-            wave = file.read(frames=int(max_duration_s * file.samplerate) + 1, dtype="float32", always_2d=True).T
-            rate_hz, promised, is_wav = int(file.samplerate), int(file.frames), file.format in ("WAV", "WAVEX")
-    except (soundfile.SoundFileError, TypeError, ValueError) as error:
-        if isinstance(error, AnyGPTError):
-            raise
-        raise MediaError(f"{_shown(path)}: not a sound file that can be read; expected WAV, FLAC, OGG or MP3") from None
-    if wave.shape[1] > max_duration_s * rate_hz:
-        raise MediaError(f"{_shown(path)}: longer than the limit of {max_duration_s:g} s; cut it first")
-    if wave.shape[1] < promised or _is_cut_off(path, is_wav=is_wav):
-        raise MediaError(f"{_shown(path)}: the sound file is cut off (truncated); copy or record it again")
+    wave, rate_hz = _decode(path, max_duration_s)
     if wave.shape[1] < max(1, min_duration_s * rate_hz):
         got = f"{wave.shape[1] / rate_hz:.3g} s"
         raise MediaError(f"{_shown(path)}: holds {got} of sound, expected at least {min_duration_s:g} s")
@@ -242,15 +231,45 @@ def _check_file(path: Path) -> None:
         raise MediaError(f"{_shown(path)}: the file is empty (0 bytes)")
 
 
-def _check_header(path: Path, file: soundfile.SoundFile, max_duration_s: float) -> None:
-    low, high = RATES_HZ
-    if not low <= file.samplerate <= high:
-        raise MediaError(f"{_shown(path)}: sample rate {file.samplerate} Hz, expected {low} to {high} Hz")
-    if file.channels > MAX_CHANNELS:
-        raise MediaError(f"{_shown(path)}: {file.channels} channels, expected at most {MAX_CHANNELS}")
-    if file.frames > max_duration_s * file.samplerate:
-        got = f"{file.frames / file.samplerate:.0f} s"
-        raise MediaError(f"{_shown(path)}: {got} of sound, the limit is {max_duration_s:g} s; cut it first")
+def _decode(path: Path, max_duration_s: float) -> tuple[np.ndarray, int]:
+    """(wave float32 [channels, samples], rate), or MediaError; nothing is decoded before the container is checked."""
+    source: Path | io.BytesIO = path
+    mp3 = containers.scan_mp3(path, max_duration_s)
+    if mp3 is not None:
+        _check_duration(path, mp3.duration_s, max_duration_s)
+        if mp3.promised is None and not mp3.is_cut_off:
+            source = io.BytesIO(mp3.counting_frame() + path.read_bytes()[mp3.start :])
+    if (mp3 is not None and mp3.is_cut_off) or containers.wav_is_cut_off(path) or containers.ogg_is_cut_off(path):
+        raise _cut_off(path)
+    try:
+        file = soundfile.SoundFile(source)
+    except (soundfile.SoundFileError, TypeError):  # TypeError: the name ends in .raw
+        raise MediaError(f"{_shown(path)}: not a sound file that can be read; expected WAV, FLAC, OGG or MP3") from None
+    with file:
+        rate_hz, promised = int(file.samplerate), int(file.frames)
+        low, high = RATES_HZ
+        if not low <= rate_hz <= high:
+            raise MediaError(f"{_shown(path)}: sample rate {rate_hz} Hz, expected {low} to {high} Hz")
+        if file.channels > MAX_CHANNELS:
+            raise MediaError(f"{_shown(path)}: {file.channels} channels, expected at most {MAX_CHANNELS}")
+        _check_duration(path, promised / rate_hz, max_duration_s)
+        try:
+            wave = file.read(dtype="float32", always_2d=True).T
+        except soundfile.SoundFileError:
+            raise _cut_off(path) from None
+    if mp3 is None and wave.shape[1] < promised:
+        raise _cut_off(path)
+    return wave, rate_hz
+
+
+def _check_duration(path: Path, duration_s: float, max_duration_s: float) -> None:
+    if duration_s > max_duration_s:
+        limit = f"the limit is {max_duration_s:g} s"
+        raise MediaError(f"{_shown(path)}: {duration_s:.0f} s of sound or more, {limit}; cut it first")
+
+
+def _cut_off(path: Path) -> MediaError:
+    return MediaError(f"{_shown(path)}: the sound file is damaged or cut off; copy or record it again")
 
 
 def _check_size(path: Path, size: tuple[int, int], max_pixels: int, min_side_px: int) -> None:
@@ -260,36 +279,6 @@ def _check_size(path: Path, size: tuple[int, int], max_pixels: int, min_side_px:
     if width * height > max_pixels:
         limit = f"{max_pixels / 1e6:g} million"
         raise MediaError(f"{_shown(path)}: {width}x{height} pixels, the limit is {limit} in all; scale it down first")
-
-
-def _is_cut_off(path: Path, *, is_wav: bool) -> bool:
-    """Whether a file ends before its container says so; libsndfile then returns what there is without an error."""
-    with open(path, "rb") as file:
-        head = file.read(12)
-        size = file.seek(0, os.SEEK_END)
-        if is_wav and head[:4] == b"RIFF" and head[8:] == b"WAVE":
-            return _wav_is_cut_off(path, size)
-        if head[:4] == b"OggS":
-            # The last page of a finished stream carries the end-of-stream flag (RFC 3533, section 6).
-            file.seek(max(0, size - 65_536 * 2))
-            tail = file.read()
-            last = tail.rfind(b"OggS")
-            return last < 0 or len(tail) < last + 6 or not tail[last + 5] & 0x04
-    return False
-
-
-def _wav_is_cut_off(path: Path, size: int) -> bool:
-    with open(path, "rb") as file:
-        position = 12
-        while position + 8 <= size:
-            file.seek(position)
-            name, length = file.read(4), int.from_bytes(file.read(4), "little")
-            if name == b"data":
-                # Programs that write to a pipe can't go back to fill the length in and leave one of these.
-                is_unknown = length == 0 or length >= 0x7FFF_0000
-                return not is_unknown and position + 8 + length > size
-            position += 8 + length + length % 2
-    return True
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

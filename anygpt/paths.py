@@ -49,7 +49,8 @@ def resource(kind: str, name: str | None = None) -> Path:
     """
     assert kind in KINDS, (kind, KINDS)
     wanted = Path(kind) / name if name else Path(kind)
-    looked, siblings = [], set()
+    looked: list[str] = []
+    siblings: set[str] = set()
     for description, root in search_roots():
         if root is None:
             looked.append(f"{description} ({'not set' if description.startswith('$') else 'none'})")
