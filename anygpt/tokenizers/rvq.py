@@ -188,9 +188,10 @@ class ResidualVectorQuantizer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Quantize with gradients passed straight through to `x_BCT`.
 
-        Runs levels `st` up to, not including, `n_q` (default: all), the first of them on `x_BCT` itself. Returns the sum of their entries [B, C, T], the codes int64
-        [K, B, T], the commitment loss (mean over levels; 0 in eval mode) and, for every level in `layers` (default:
-        each one that ran), that level's own entries [B, C, T].
+        Runs levels `st` up to, not including, `n_q` (default: all), the first of them on `x_BCT` itself. Returns the
+        sum of their entries [B, C, T], the codes int64 [K, B, T], the commitment loss (mean over levels; 0 in eval
+        mode) and, for every level in `layers` (default: each one that ran), that level's own entries [B, C, T].
+        Raises CodeError when no level is left or `layers` names one that doesn't run.
         """
         end = self.num_quantizers if n_q is None else n_q
         wanted = range(st, end) if layers is None else layers
