@@ -8,7 +8,7 @@ Shape suffixes: K levels that the language model sees, T frames.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -191,9 +191,9 @@ class Vocabulary:
         return self.block(name).end_id
 
     def control_id(self, token: str) -> int:
-        """Id of a control token such as `<eoh>`. Raises CheckpointError when the checkpoint has none."""
+        """Id of a control token such as `<eoh>`, of a tag or of `<s>`. Raises CheckpointError when there is none."""
         try:
-            return self.controls[token]
+            return self._marked[token]
         except KeyError:
             known = ", ".join(self.controls) or "none"
             raise CheckpointError(f"this checkpoint has no control token '{token}'; it has: {known}") from None
@@ -222,22 +222,45 @@ class Vocabulary:
         transformers 4.34.1, with which the released checkpoints were trained; adds no `<s>`.
         """
         ids: list[int] = []
+        for part in self._split_markers(text):
+            ids += self.text.encode(part) if isinstance(part, str) else part
+        return ids
+
+    def split_marked(self, text: str) -> "list[Text | Control | Span]":
+        """What a trusted string is made of, as `decode_ids` gives it. Raises CodeError for a malformed span.
+
+        A position in a message counts tokens from the last text before the span.
+        """
+        items: list[Text | Control | Span] = []
+        for part in self._split_markers(text):
+            items += [Text(part)] if isinstance(part, str) else self.decode_ids(part)
+        return items
+
+    def _split_markers(self, text: str) -> Iterator[str | list[int]]:
+        """Runs of text, and runs of ids of the control tokens and codes between them, in turn; none is empty."""
+        # The pattern has one group, so parts alternate: text, marker, text, ..., text.
         parts = self._marker.split(text)
         known = self._marked
-        # The pattern has one group, so parts alternate: text, marker, text, ..., text.
-        pending = parts[0]
+        pending, ids = parts[0], []
         for marker, following in zip(parts[1::2], parts[2::2], strict=True):
             index = known.get(marker)
             if index is None:  # looks like a code, but is outside this checkpoint's block
                 pending += marker + following
+                if ids:
+                    yield ids
+                    ids = []
                 continue
             if pending:
-                ids += self.text.encode(pending)
+                yield pending
             ids.append(index)
             pending = following
+            if following:
+                yield ids
+                ids = []
+        if ids:
+            yield ids
         if pending:
-            ids += self.text.encode(pending)
-        return ids
+            yield pending
 
     def encode_codes(self, modality: ModalitySpec | str, codes_KT: Tensor) -> list[int]:
         """Ids of a span with its tags: `codes_KT` integers [K, T]; K*T + 2 ids. Raises CodeError."""
