@@ -157,9 +157,7 @@ class Vocabulary:
         )
 
     @classmethod
-    def create(
-        cls, folder: Path | str, sentencepiece_model: Path | str, specs: Iterable[ModalitySpec]
-    ) -> "Vocabulary":
+    def create(cls, folder: Path | str, sentencepiece_model: Path | str, specs: Iterable[ModalitySpec]) -> "Vocabulary":
         """Write the tokenizer files of a new checkpoint, in the published order, and read them back.
 
         `specs` are the modalities at the sizes wanted, in order. Existing files of these names are replaced.
@@ -241,7 +239,8 @@ class Vocabulary:
         # The pattern has one group, so parts alternate: text, marker, text, ..., text.
         parts = self._marker.split(text)
         known = self._marked
-        pending, ids = parts[0], []
+        pending = parts[0]
+        ids: list[int] = []
         for marker, following in zip(parts[1::2], parts[2::2], strict=True):
             index = known.get(marker)
             if index is None:  # looks like a code, but is outside this checkpoint's block

@@ -77,10 +77,9 @@ def render_string(
     `open_answer=False` leaves out the assistant's tag after a last message of the user.
     """
     opened = specs[answer_modality] if answer_modality else None
-    parts = _chat_parts(
-        turns, _template(template), answer_prefix=answer_prefix, opened=opened, open_answer=open_answer
-    )
-    text, spans = "", []
+    parts = _chat_parts(turns, _template(template), answer_prefix=answer_prefix, opened=opened, open_answer=open_answer)
+    text = ""
+    spans: list[tuple[int, int]] = []
     for part in parts:
         start = len(text)
         text += segments_to_marked([part.segment], specs)

@@ -4,6 +4,7 @@ import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from anygpt.config import from_dict, read_mapping
 from anygpt.errors import ConfigError, nearest
@@ -53,20 +54,7 @@ class TaskPrompts:
         that are empty, double or hold markup.
         """
         path = Path(path) if path is not None else resource("task_prompts", "base.yaml")
-        tasks: dict[str, dict[Direction, Wordings]] = {}
-        for modality, directions in read_mapping(path).items():
-            if modality not in MODALITIES:
-                known = ", ".join(MODALITIES)
-                raise ConfigError(f"{path}: unknown modality '{modality}'{nearest(modality, MODALITIES)}; known: {known}")
-            if not isinstance(directions, dict) or set(directions) != set(DIRECTIONS):
-                got = ", ".join(map(str, directions)) if isinstance(directions, dict) else repr(directions)
-                raise ConfigError(f"{path}: '{modality}' must have the keys {' and '.join(DIRECTIONS)}, got {got}")
-            tasks[modality] = {}
-            for direction in DIRECTIONS:
-                where = f"{path}: {modality} {direction}"
-                if not isinstance(directions[direction], dict):
-                    raise ConfigError(f"{where}: expected the keys canonical and varied, got {directions[direction]!r}")
-                tasks[modality][direction] = from_dict(Wordings, directions[direction], where)
+        tasks = {name: _checked_task(name, task, str(path)) for name, task in read_mapping(path).items()}
         return cls(tasks, str(path))
 
     def wordings(self, modality: str, direction: Direction) -> Wordings:
@@ -84,3 +72,19 @@ class TaskPrompts:
     def sample(self, modality: str, direction: Direction, rng: random.Random) -> str:
         """One instruction, each equally likely."""
         return rng.choice(self.wordings(modality, direction).all)
+
+
+def _checked_task(modality: str, directions: Any, source: str) -> dict[Direction, Wordings]:
+    if modality not in MODALITIES:
+        hint, known = nearest(modality, MODALITIES), ", ".join(MODALITIES)
+        raise ConfigError(f"{source}: unknown modality '{modality}'{hint}; known: {known}")
+    if not isinstance(directions, dict) or set(directions) != set(DIRECTIONS):
+        got = ", ".join(map(str, directions)) if isinstance(directions, dict) else repr(directions)
+        raise ConfigError(f"{source}: '{modality}' must have the keys {' and '.join(DIRECTIONS)}, got {got}")
+    checked: dict[Direction, Wordings] = {}
+    for direction in DIRECTIONS:
+        where, task = f"{source}: {modality} {direction}", directions[direction]
+        if not isinstance(task, dict):
+            raise ConfigError(f"{where}: expected the keys canonical and varied, got {task!r}")
+        checked[direction] = from_dict(Wordings, task, where)
+    return checked
