@@ -1,7 +1,7 @@
 """Hyper-parameters of the image tokenizer, nested as the published configuration nests them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from anygpt.config import from_dict
@@ -81,7 +81,7 @@ class BlocksConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedConfig:
-    """Everything that decides the shapes and the arithmetic of `SeedModel`."""
+    """Everything that decides the shapes and the arithmetic of `SeedModel`; the defaults are the released tokenizer."""
 
     vit: VitConfig = field(default_factory=VitConfig)
     ln_vision_eps: float = 1e-5
@@ -116,3 +116,7 @@ class SeedConfig:
         Raises ConfigError on an unknown key or a value that doesn't fit, naming `source`.
         """
         return from_dict(cls, {key: value for key, value in mapping.items() if key != "preprocess"}, source)
+
+    def without_dead_weight(self) -> "SeedConfig":
+        """The same network without the tensors that released checkpoints carry and nothing reads."""
+        return replace(self, recon_s=False, qformer=replace(self.qformer, max_position_embeddings=None))

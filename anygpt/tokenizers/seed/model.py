@@ -26,8 +26,11 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / n_embed, 1.0 / n_embed)
 
     def squared_distances(self, z: Tensor) -> Tensor:
-        """Squared distance of each vector [..., E] to each entry, [..., entries], expanded as the reference does."""
-        codebook = self.embedding.weight
+        """Squared distance of each vector [..., E] to each entry, float32 [..., entries].
+
+        Expanded as the reference does it; in float32 because the terms cancel.
+        """
+        z, codebook = z.float(), self.embedding.weight.float()
         return z.square().sum(-1, keepdim=True) + codebook.square().sum(-1) - 2 * z @ codebook.t()
 
     def forward(self, z_BQE: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,11 +69,14 @@ class SeedModel(nn.Module):
             self.blocks = self._decode_blocks()
         self.blocks_image = self._decode_blocks()
         widths = (hidden, *config.image_down_dims)
-        down = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair, bias=False), nn.ReLU())]
+        down: list[nn.Module] = []
+        for in_width, out_width in itertools.pairwise(widths):
+            down += [nn.Linear(in_width, out_width, bias=False), nn.ReLU()]
         self.image_down = nn.Sequential(*down[:-1])
         self.distill_image_proj = nn.Linear(queries * widths[-1], config.image_features_dim)
-        for layer in self.image_down[::2]:
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        for layer in self.image_down:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         # A LayerNorm follows at once, so this scale changes nothing but how far one optimiser step turns a query.
         nn.init.normal_(self.query_tokens, std=1.0)
         for name in ("pos_embed", "pos_embed_image"):
@@ -94,7 +100,7 @@ class SeedModel(nn.Module):
         """Normalised images [B, 3, S, S] -> the features before quantization, [B, Q, E]."""
         tokens = self.visual_encoder(image_BCHW)
         norm = self.ln_vision
-        # In float32 whatever the weights' type, like the reference: the un-normed residual stream has a wide range.
+        # In float32 whatever the weights' type, like the reference: no norm has bounded the tokens before this one.
         normed = F.layer_norm(tokens.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
         return self.encode_task_layer(self.Qformer(self.query_tokens, normed.to(tokens.dtype)))
 
