@@ -59,9 +59,19 @@ def draw_masking(
     count_B = (ratio_B * candidate_BL.sum(dim=1)).long().clamp(min=1) - int(released)
     order = torch.rand(batch, length, generator=generator).masked_fill(~candidate_BL, 2.0).argsort(dim=1).argsort(dim=1)
     loss_mask_BL = (order < count_B[:, None]) & candidate_BL
-    level_BQ = torch.arange(levels) - level_B[:, None]
-    hidden = (level_BQ[:, None] > 0) & candidate_BL[..., None] | (level_BQ[:, None] == 0) & loss_mask_BL[..., None]
-    return Masking(input_BLQ=codes_BLQ.masked_fill(hidden, config.mask_id), level_B=level_B, loss_mask_BL=loss_mask_BL)
+    return Masking(
+        input_BLQ=hide(codes_BLQ, level_B, loss_mask_BL, candidate_BL, config.mask_id),
+        level_B=level_B,
+        loss_mask_BL=loss_mask_BL,
+    )
+
+
+def hide(codes_BLQ: Tensor, level_B: Tensor, loss_mask_BL: Tensor, candidate_BL: Tensor, mask_id: int) -> Tensor:
+    """`codes_BLQ` with masks at `loss_mask_BL` of each item's level, and at `candidate_BL` of the levels above."""
+    above_BQ = torch.arange(codes_BLQ.shape[-1]) - level_B[:, None]
+    here = (above_BQ[:, None] == 0) & loss_mask_BL[..., None]
+    higher = (above_BQ[:, None] > 0) & candidate_BL[..., None]
+    return codes_BLQ.masked_fill(here | higher, mask_id)
 
 
 def masked_loss(
