@@ -92,10 +92,24 @@ def render_string(
 
 
 def render_base(
-    direction: Direction | None, instruction: str, segments: Sequence[Segment], vocab: Vocabulary
+    direction: Direction | None,
+    instruction: str,
+    segments: Sequence[Segment],
+    vocab: Vocabulary,
+    *,
+    answer_modality: str | None = None,
 ) -> list[int]:
-    """Prompt ids of one task, with `<s>`. `direction` None means that the input carries its own instruction."""
-    return _encode([_Part(segment, False) for segment in question(direction, instruction, segments)], vocab).ids
+    """Prompt ids of one task, with `<s>`. `direction` None means that the input carries its own instruction.
+
+    With `answer_modality` the start tag of that modality follows, to be continued by the model, after the same ids
+    as in a training example.
+    """
+    parts = question(direction, instruction, segments)
+    if answer_modality is not None:
+        start = Control(vocab.block(answer_modality).spec.start)
+        answer = load_templates().base.fill("answer", output=[start])
+        parts += answer[: answer.index(start) + 1]
+    return _encode([_Part(segment, False) for segment in parts], vocab).ids
 
 
 def render_pretrain(

@@ -1,0 +1,76 @@
+"""The one-line prompts of the base command: `text|image|a red apple`, `speech|text|hello.wav`.
+
+The forms follow from the modality table: each modality has one that makes it from text and one that reads it.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from anygpt.errors import AnyGPTError, nearest
+from anygpt.modality import ModalitySpec
+
+TEXT = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A prompt taken apart."""
+
+    source: str
+    """Modality of `content`, or "text"."""
+    target: str
+    """Modality of the answer, or "text"."""
+    content: str
+    """The text itself, or the path of a file."""
+    fields: dict[str, str] = field(default_factory=dict)
+    """What followed the content, by the target's `instruction_fields`."""
+
+    @property
+    def modality(self) -> str:
+        """The one of the two that is not text."""
+        return self.target if self.source == TEXT else self.source
+
+
+def describe_forms(specs: Iterable[ModalitySpec]) -> list[str]:
+    """The forms of these modalities as the help shows them, without optional fields first."""
+    lines: list[str] = []
+    for spec in specs:
+        lines.append(f"text|{spec.name}|<text>")
+        if spec.instruction_fields:
+            lines.append(lines[-1] + "".join(f"|<{name} file>" for name in spec.instruction_fields))
+        lines.append(f"{spec.name}|text|<{spec.name} file>")
+    return lines
+
+
+def parse_form(prompt: str, specs: Iterable[ModalitySpec]) -> Form:
+    r"""Take a prompt apart; `\|` is a bar that belongs to the text.
+
+    Raises AnyGPTError for an unknown form, an empty field or too many of them.
+    """
+    specs = {spec.name: spec for spec in specs}
+    parts = [part.replace(r"\|", "|").strip() for part in re.split(r"(?<!\\)\|", prompt)]
+    pairs = [f"text|{name}" for name in specs] + [f"{name}|text" for name in specs]
+    if len(parts) < 3:
+        raise AnyGPTError(f"unknown form {_quoted(prompt)}; expected {', '.join(f'{pair}|...' for pair in pairs)}")
+    pair = "|".join(parts[:2]).lower()
+    if pair not in pairs:
+        raise AnyGPTError(f"unknown form '{_quoted(pair)[1:-1]}|...'{nearest(pair, pairs)}; known: {', '.join(pairs)}")
+    source, target = pair.split("|")
+    names = specs[target].instruction_fields if source == TEXT else ()
+    content, extra = parts[2], parts[3:]
+    if len(extra) > len(names):
+        raise AnyGPTError(
+            f"{pair} takes {1 + len(names)} field{'s' if names else ''}, got {1 + len(extra)}: "
+            rf"write a bar inside a text as \|"
+        )
+    what = "text" if source == TEXT else f"path of the {source} file"
+    for name, value in zip([what, *(f"{name} file" for name in names)], [content, *extra], strict=False):
+        if not value:
+            raise AnyGPTError(f"{pair}: the {name} is empty")
+    return Form(source=source, target=target, content=content, fields=dict(zip(names, extra, strict=False)))
+
+
+def _quoted(text: str) -> str:
+    """For messages: on one line and of bounded length."""
+    return repr(text if len(text) <= 60 else text[:59] + "…")
