@@ -134,9 +134,10 @@ class _Block(nn.Module):
 
 
 class ConvNeXtStack(nn.Module):
-    """Linear in, ConvNeXt blocks, LayerNorm, linear out, all on [B, T, C]; `kernel_size // 2` frames of context a block.
+    """Linear in, ConvNeXt blocks, LayerNorm, linear out, all on [B, T, C].
 
-    Matrix products run in the dtype of their weights, everything else in float32.
+    A block looks `kernel_size // 2` frames to each side. Matrix products run in the dtype of their weights,
+    everything else in float32.
     """
 
     def __init__(
@@ -180,19 +181,44 @@ def power_spectra(wav_BL: Tensor, window: Tensor, hop: int) -> Tensor:
     assert wav_BL.shape[-1] % hop == 0, (wav_BL.shape, hop)
     size = len(window)
     frames = F.pad(wav_BL, ((size - hop) // 2,) * 2).unfold(-1, size, hop)
-    spectrum = torch.view_as_real(torch.fft.rfft(frames * (window / window.square().sum().sqrt())))
-    return spectrum.square().sum(-1)
+    parts = torch.view_as_real(torch.fft.rfft(frames * (window / window.square().sum().sqrt())))
+    return parts[..., 0].square().addcmul(parts[..., 1], parts[..., 1])
 
 
-def overlap_add(spectra_BTF: Tensor, window: Tensor, hop: int) -> Tensor:
-    """Signal [B, T * hop] of complex spectra: the least-squares inverse of an STFT framed as in `power_spectra`.
+class _InverseFFT(torch.autograd.Function):
+    """Real signals [..., 2 * (F - 1)] of spectra given as log-magnitude and phase [..., F].
 
-    Source: Griffin and Lim 1984, equation 6. The window's length must be a multiple of `hop`.
+    As `irfft(polar(exp(log_magnitude), phase))`, whose backward pass takes several times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, log_magnitude: Tensor, phase: Tensor) -> Tensor:
+        spectrum = torch.polar(log_magnitude.exp(), phase)
+        ctx.save_for_backward(spectrum)
+        return torch.fft.irfft(spectrum)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor]:
+        (spectrum,) = ctx.saved_tensors
+        size = grads[0].shape[-1]
+        grad = torch.fft.rfft(grads[0]) * spectrum.conj()
+        # Inner bins stand for two, their own and the conjugate one; the imaginary part of the outer ones is ignored.
+        scale = torch.full((spectrum.shape[-1],), 2.0 / size, device=grad.device)
+        scale[0] = scale[-1] = 1.0 / size
+        parts = torch.view_as_real(grad) * scale[:, None]
+        return parts[..., 0], parts[..., 1]
+
+
+def overlap_add(frames_BTS: Tensor, window: Tensor, hop: int) -> Tensor:
+    """Signal [B, T * hop] of which `frames_BTS` are the unwindowed frames, placed as in `power_spectra`.
+
+    Frames that disagree are averaged by the squared window (Griffin and Lim 1984, equation 6). The window's length
+    must be a multiple of `hop`.
     """
     size = len(window)
-    batch, frames, _ = spectra_BTF.shape
+    batch, frames, _ = frames_BTS.shape
     overlap = size // hop
-    pieces = (torch.fft.irfft(spectra_BTF, n=size) * window).view(batch, frames, overlap, hop)
+    pieces = (frames_BTS * window).view(batch, frames, overlap, hop)
     weights = window.square().view(1, 1, overlap, hop).expand(1, frames, overlap, hop)
     both = torch.cat([pieces, weights])
     total = sum(F.pad(both[:, :, i], (0, 0, i, overlap - 1 - i)) for i in range(overlap))
@@ -318,8 +344,8 @@ class SpectralCodec(nn.Module):
         batch, frames, _ = latent_BTC.shape
         repeats = self.hop_length // hop
         head = self.decoder(latent_BTC).float().view(batch, frames * repeats, 2, window // 2 + 1)
-        magnitude = head[:, :, 0].clamp(max=_MAX_LOG_MAGNITUDE).exp()
-        return overlap_add(torch.polar(magnitude, head[:, :, 1]), self.get_buffer("window_out"), hop)
+        signals = _InverseFFT.apply(head[:, :, 0].clamp(max=_MAX_LOG_MAGNITUDE), head[:, :, 1])
+        return overlap_add(signals, self.get_buffer("window_out"), hop)
 
 
 def _stack(config: SpectralConfig, in_width: int, width: int, out_width: int, depth: int) -> ConvNeXtStack:
@@ -345,3 +371,8 @@ def keeps_float32(name: str) -> bool:
     Convolutions, norms and scales work on the float32 residual stream.
     """
     return not any(part in name for part in (".up.", ".down.", ".linear_in.", ".linear_out."))
+
+
+def uses_muon(name: str) -> bool:
+    """Whether Muon trains a codec's parameter: the blocks' matrices, not those that read features or write spectra."""
+    return name.endswith((".up.weight", ".down.weight"))

@@ -1,0 +1,1 @@
+"""How each small tokenizer is trained: one `TokenizerRecipe` a module."""

@@ -1,0 +1,277 @@
+"""SpeechTokenizer by the method of its paper on the spectral codec; level 1 learns from phonemes instead of HuBERT.
+
+Level 1 comes from a branch of its own that only ever learns what is said: from its quantized vectors a linear layer
+must tell the phoneme of the frame and of its neighbours, also when the spectrum is warped in frequency, filtered and
+noisy, and the disturbed frame must choose the same code as the clean one. The other levels learn to rebuild the rest.
+Source: SpeechTokenizer (Zhang et al. 2023, section 3.2).
+
+Shape suffixes: B batch, L samples, T frames, C channels, F bins.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anygpt.config import from_dict
+from anygpt.errors import ConfigError
+from anygpt.tokenizers import spectral
+from anygpt.tokenizers.spectral import SpectralCodec, SpectralConfig, mel_filters
+from anygpt.training.recipes import audio
+from anygpt.training.tokenizer_loop import TokenizerRecipe
+from anygpt.world.speech import PHONEMES, VOICES, SpeechSample, SpeechWorld, frame_labels
+
+_NUM_WARPS = 14
+"""Frequency warps to draw from."""
+_MARGIN_FRAMES = 8
+"""How far a crop may begin before the utterance or end after it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechCodecConfig:
+    """The `recipe` section of a speech codec's YAML file."""
+
+    codec: SpectralConfig = field(default_factory=lambda: SpectralConfig(semantic=True))
+    seed: int = 0
+    batch_size: int = 32
+    crop_frames: int = 80
+    pool_size: int = 256
+    """Utterances in memory, from which crops are drawn."""
+    fresh_per_step: int = 8
+    """Utterances that each step renders anew."""
+    quantize_from: int = 100
+    """Step at which the codebooks are placed; the network runs continuously before."""
+    semantic_until: int = 10_000
+    """Step from which level 1 is frozen, so that the other levels and the decoder settle on its codes."""
+    neighbour_frames: int = 3
+    neighbour_weight: float = 0.2
+    commitment_weight: float = 0.25
+    agreement_weight: float = 1.0
+    """Pull of a disturbed frame towards the code of the clean one."""
+    semantic_restart_below: float = 0.0
+    """Restart of level 1's unused codes; without it the codebook may shrink to what the phonemes need."""
+    semantic_decay: float = 0.98
+    quantizer_dropout: float = 0.5
+    semantic_only: float = 0.1
+    """Share of items that are rebuilt from level 1 alone."""
+    loss_windows: tuple[int, ...] = (2048, 1024, 512, 256)
+    warps: tuple[float, float] = (0.88, 1.14)
+    validation_sentences: int = 24
+
+
+class _Training(nn.Module):
+    """The codec with the heads that only training needs: the phoneme of this frame, of one before, of one after."""
+
+    def __init__(self, config: SpeechCodecConfig):
+        super().__init__()
+        self.codec = SpectralCodec(config.codec)
+        self.heads = nn.ModuleList(nn.Linear(config.codec.dimension, len(PHONEMES)) for _ in range(3))
+
+
+@dataclass(frozen=True)
+class _Utterance:
+    """A waveform float32 [L] and the phoneme of each of its frames, int64 [T]; phoneme 0 is silence."""
+
+    wave: Tensor
+    phonemes: Tensor
+
+    @classmethod
+    def of(cls, sample: SpeechSample) -> "_Utterance":
+        return cls(torch.from_numpy(sample.wave), torch.from_numpy(frame_labels(sample)))
+
+
+class SpeechCodecRecipe(TokenizerRecipe):
+    """Trains a `SpectralCodec` whose first level says which phonemes are spoken."""
+
+    model: _Training
+
+    def __init__(self, config: dict[str, Any], workdir: Path):
+        self.config = from_dict(SpeechCodecConfig, config, "recipe")
+        if not self.config.codec.semantic:
+            raise ConfigError("recipe: codec.semantic is false, expected true: level 1 of a speech codec is distilled")
+        self.model = _Training(self.config)
+        codec = self.config.codec
+        quantizer = self.model.codec.quantizer
+        quantizer.quantizer_dropout = self.config.quantizer_dropout
+        quantizer.codebooks[0].restart_below = self.config.semantic_restart_below
+        quantizer.codebooks[0].decay = self.config.semantic_decay
+        world = SpeechWorld("train", self.config.seed)
+        self._pool = audio.RollingPool(
+            lambda i: _Utterance.of(world.sample(i)),
+            size=self.config.pool_size,
+            fresh=self.config.fresh_per_step,
+        )
+        window = codec.semantic_analysis[0]
+        warps = np.geomspace(*self.config.warps, _NUM_WARPS)
+        self._warped_filters = torch.stack(
+            [mel_filters(codec.semantic_mels, window, codec.sample_rate, warp=warp) for warp in warps]
+        )
+        self._loss = audio.SpectralLoss(self.config.loss_windows, sample_rate=codec.sample_rate)
+        self._validation: dict[str, list[_Utterance]] = {}
+        self._spoken_twice: list[tuple[Tensor, ...]] = []
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """`wav` float32 [B, L]; `phonemes` int64 [B, T]."""
+        rng = audio.random_of(self.config.seed, step)
+        pool = self._pool.at(step)
+        hop, frames = self.config.codec.hop_length, self.config.crop_frames
+        waves, labels = [], []
+        for i in rng.integers(len(pool), size=self.config.batch_size):
+            # Some crops begin before the sound or end after it, as recordings do.
+            start = int(rng.integers(-_MARGIN_FRAMES, max(1, len(pool[i].phonemes) - frames + _MARGIN_FRAMES)))
+            waves.append(audio.crop(pool[i].wave, start * hop, frames * hop) * float(rng.uniform(0.4, 1.3)))
+            labels.append(audio.crop(pool[i].phonemes, start, frames))
+        return {"wav": torch.stack(waves), "phonemes": torch.stack(labels)}
+
+    def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        codec = self.model.codec
+        codec.quantizer.generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        learns_semantics = step < self.config.semantic_until
+        with torch.set_grad_enabled(learns_semantics):
+            semantic_loss, first_BTC, metrics = self._semantic(batch, step)
+        output_BL, commitment = self._reconstruct(batch["wav"], first_BTC, step)
+        spectral_loss, mel = self._loss(output_BL, batch["wav"])
+        total = spectral_loss + self.config.commitment_weight * commitment
+        if learns_semantics:
+            total = total + semantic_loss
+        return total, {"mel": float(mel), "commitment": float(commitment.detach()), **metrics}
+
+    def _semantic(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Loss of level 1, its vectors [B, T, C] for the decoder (no gradient), numbers to log."""
+        codec, config = self.model.codec, self.config
+        labels_BT = batch["phonemes"]
+        power = codec.encoder.semantic_power(batch["wav"])
+        clean_BTC = codec.encoder.semantic_latent(power)
+        if step >= config.semantic_until:
+            codes_1BT = codec.quantizer.encode(clean_BTC.transpose(1, 2), n_q=1)
+            first_BTC = codec.quantizer.decode(codes_1BT).transpose(1, 2)
+            return first_BTC.new_zeros(()), first_BTC, {}
+        disturbed_BTC = codec.encoder.semantic_latent(*self._disturb(power, step))
+        if step < config.quantize_from:
+            loss = (self._phoneme_loss(clean_BTC, labels_BT) + self._phoneme_loss(disturbed_BTC, labels_BT)) / 2
+            return loss, clean_BTC.detach(), {"phoneme_loss": float(loss.detach())}
+        quantized_BCT, codes_1BT, commitment, _ = codec.quantizer(clean_BTC.transpose(1, 2), n_q=1)
+        quantized_BTC = quantized_BCT.transpose(1, 2)
+        book = codec.quantizer.codebooks[0]
+        disturbed_codes_BT = book.nearest(disturbed_BTC.detach().flatten(0, 1)).view_as(labels_BT)
+        disturbed_entries = book.lookup(disturbed_codes_BT)
+        agreement = F.mse_loss(disturbed_BTC, book.lookup(codes_1BT[0]))
+        phoneme_loss = (
+            self._phoneme_loss(quantized_BTC, labels_BT)
+            + self._phoneme_loss(disturbed_BTC + (disturbed_entries - disturbed_BTC).detach(), labels_BT)
+        ) / 2
+        # Vectors of unit length: the squared distances sum over channels.
+        scale = config.codec.dimension
+        loss = phoneme_loss + scale * (config.commitment_weight * commitment + config.agreement_weight * agreement)
+        predicted_BT = self.model.heads[0](quantized_BTC.detach()).argmax(-1)
+        return loss, book.lookup(codes_1BT[0]), {
+            "phoneme_loss": float(phoneme_loss.detach()),
+            "phoneme_accuracy": float((predicted_BT == labels_BT).float().mean()),
+            "agreement": float((disturbed_codes_BT == codes_1BT[0]).float().mean()),
+            "perplexity": audio.perplexity(codes_1BT, config.codec.codebook_size),
+        }
+
+    def _phoneme_loss(self, x_BTC: Tensor, labels_BT: Tensor) -> Tensor:
+        """Cross-entropy of the phonemes of the frame itself and, at lower weight, of frames before and after it."""
+        here, before, after = (head(x_BTC) for head in self.model.heads)
+        shift, weight = self.config.neighbour_frames, self.config.neighbour_weight
+        loss = _cross_entropy(here, labels_BT)
+        loss = loss + weight * _cross_entropy(before[:, shift:], labels_BT[:, :-shift])
+        return loss + weight * _cross_entropy(after[:, :-shift], labels_BT[:, shift:])
+
+    def _disturb(self, power_BSF: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Another microphone, room and vocal tract: filtered and noisy spectra and warped mel filters."""
+        rng = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step + 1)
+        batch, _, bins = power_BSF.shape
+        knots_db = 5 * torch.randn(batch, 1, 6, generator=rng) + 4 * torch.randn(batch, 1, 1, generator=rng)
+        gain = 10 ** (F.interpolate(knots_db, bins, mode="linear", align_corners=True) / 10)
+        noise_db = -65 + 35 * torch.rand(batch, 1, 1, generator=rng)
+        noise = -(1 - torch.rand(power_BSF.shape, generator=rng)).log()
+        warps = torch.randint(len(self._warped_filters), (batch,), generator=rng)
+        return power_BSF * gain + noise * 10 ** (noise_db / 10), self._warped_filters[warps]
+
+    def _reconstruct(self, wav_BL: Tensor, first_BTC: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The signal rebuilt from all levels, and the commitment loss of levels 2 and up."""
+        codec = self.model.codec
+        projected_BTC = codec.semantic_projection(first_BTC.detach())
+        # Without `detach` the projection's gradient through the sum and that through the rest would cancel out.
+        rest_BTC = codec.encoder.acoustic_latent(wav_BL) - projected_BTC.detach()
+        commitment = rest_BTC.new_zeros(())
+        if step >= self.config.quantize_from:
+            rest_BCT, _, commitment, _ = codec.quantizer(rest_BTC.transpose(1, 2), st=1)
+            keep_B = torch.rand(len(wav_BL), generator=codec.quantizer.generator) >= self.config.semantic_only
+            rest_BTC = rest_BCT.transpose(1, 2) * keep_B[:, None, None]
+        return codec.synthesize(projected_BTC + rest_BTC), commitment
+
+    def validate(self) -> dict[str, float]:
+        """What level 1 knows of the phonemes, how it uses its codes, and reconstruction by number of levels.
+
+        `same_codes`: how far two voices that say the same sentence get the same level-1 codes, repeats removed
+        (1 - normalised edit distance).
+        """
+        numbers = {"same_codes": self._agreement_of_voices()}
+        for group, samples in self._validation_samples().items():
+            numbers |= {f"{name}_{group}": value for name, value in self._judge_level1(samples).items()}
+        waves = [sample.wave for samples in self._validation.values() for sample in samples[:8]]
+        return numbers | audio.reconstruction_quality(self.model.codec, waves, (1, 2, 4, 8))
+
+    def sample_sheet(self, folder: Path) -> None:
+        waves = [sample.wave for samples in self._validation_samples().values() for sample in samples[:2]]
+        audio.write_sound_sheet(self.model.codec, waves, folder, levels=(1, 2, self.model.codec.n_q))
+
+    def export(self, folder: Path) -> None:
+        audio.export_codec(self.model.codec, folder, {"class": "speechtokenizer"})
+
+    def keeps_float32(self, name: str) -> bool:
+        return spectral.keeps_float32(name)
+
+    def uses_muon(self, name: str, parameter: Tensor) -> bool:
+        return spectral.uses_muon(name)
+
+    def _judge_level1(self, samples: Sequence[_Utterance]) -> dict[str, float]:
+        codec = self.model.codec
+        codes = [codec.encode(sample.wave[None, None])[0, 0] for sample in samples]
+        codes_N = torch.cat(codes)
+        labels_N = torch.cat([sample.phonemes for sample in samples])
+        guesses_N = self.model.heads[0](codec.quantizer.codebooks[0].lookup(codes_N)).argmax(-1)
+        joint = audio.perplexity(labels_N * codec.codebook_size + codes_N, codec.codebook_size * len(PHONEMES))
+        return {
+            "phoneme_accuracy": float((guesses_N == labels_N).float().mean()),
+            "codes_used": float(len(codes_N.unique())),
+            "perplexity": audio.perplexity(codes_N, codec.codebook_size),
+            "perplexity_given_phoneme": joint / audio.perplexity(labels_N, len(PHONEMES)),
+            "run_length": len(codes_N) / sum(int((c[1:] != c[:-1]).sum()) + 1 for c in codes),
+        }
+
+    def _agreement_of_voices(self) -> float:
+        if not self._spoken_twice:
+            world = SpeechWorld("heldout_sentences", self.config.seed)
+            names = list(VOICES)
+            for i in range(self.config.validation_sentences):
+                pair = (names[i % len(names)], names[(7 * i + 3) % len(names)])
+                text = world.sentence(i)
+                self._spoken_twice.append(tuple(torch.from_numpy(world.render(text, v).wave) for v in pair))
+        scores = []
+        for waves in self._spoken_twice:
+            first, second = (
+                self.model.codec.encode(wave[None, None])[0, 0].unique_consecutive().tolist() for wave in waves
+            )
+            scores.append(1 - audio.edit_distance(first, second) / max(len(first), len(second)))
+        return float(np.mean(scores))
+
+    def _validation_samples(self) -> dict[str, list[_Utterance]]:
+        if not self._validation:
+            count = self.config.validation_sentences
+            for group, split in (("seen", "heldout_sentences"), ("unseen", "heldout_voices")):
+                world = SpeechWorld(split, self.config.seed)
+                self._validation[group] = [_Utterance.of(world.sample(i)) for i in range(count)]
+        return self._validation
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
