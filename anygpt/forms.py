@@ -48,16 +48,16 @@ def parse_form(prompt: str, specs: Iterable[ModalitySpec]) -> Form:
 
     Raises AnyGPTError for an unknown form, an empty field or too many of them.
     """
-    specs = {spec.name: spec for spec in specs}
+    rows = {spec.name: spec for spec in specs}
     parts = [part.replace(r"\|", "|").strip() for part in re.split(r"(?<!\\)\|", prompt)]
-    pairs = [f"text|{name}" for name in specs] + [f"{name}|text" for name in specs]
+    pairs = [f"text|{name}" for name in rows] + [f"{name}|text" for name in rows]
     if len(parts) < 3:
         raise AnyGPTError(f"unknown form {_quoted(prompt)}; expected {', '.join(f'{pair}|...' for pair in pairs)}")
     pair = "|".join(parts[:2]).lower()
     if pair not in pairs:
         raise AnyGPTError(f"unknown form '{_quoted(pair)[1:-1]}|...'{nearest(pair, pairs)}; known: {', '.join(pairs)}")
     source, target = pair.split("|")
-    names = specs[target].instruction_fields if source == TEXT else ()
+    names = rows[target].instruction_fields if source == TEXT else ()
     content, extra = parts[2], parts[3:]
     if len(extra) > len(names):
         raise AnyGPTError(

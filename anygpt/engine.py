@@ -1,0 +1,380 @@
+"""`AnyGPT`: a language model with its vocabulary and tokenizers; media in, media out."""
+
+import re
+import time
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from anygpt.errors import AnyGPTError, CheckpointError, MediaError, nearest
+from anygpt.forms import TEXT, parse_form
+from anygpt.generation.grammar import Grammar, Request
+from anygpt.generation.llama import LlamaDecoder, load_decoder
+from anygpt.generation.loop import generate
+from anygpt.generation.policies import Policy, check_limits, load_policies
+from anygpt.manifest import read_manifest
+from anygpt.media import Audio, load_audio, load_image, save_audio, save_image
+from anygpt.media_tokenizers import MediaTokenizers, TokenizerPaths
+from anygpt.modality import ModalitySpec
+from anygpt.paths import resource
+from anygpt.prompts.render import render_base
+from anygpt.prompts.segments import Media, Segment
+from anygpt.prompts.tasks import TaskPrompts
+from anygpt.prompts.templates import Direction, load_templates
+from anygpt.vocabulary import Span, Text, Vocabulary
+
+DEFAULT_MODEL = "anygpt-mini-base"
+MIN_VOICE_S = 0.5
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Progress = Callable[[int, int], None]
+"""Called with the number of ids generated so far and the most that there can be."""
+
+
+@dataclass(frozen=True)
+class _MediaKind:
+    """How one kind of file (`ModalitySpec.media`) is read and written."""
+
+    type: type
+    load: Callable[..., Any]
+    save: Callable[[Path, Any], Path]
+    extension: str
+
+
+_KINDS = {
+    "image": _MediaKind(Image.Image, load_image, save_image, "jpg"),
+    "audio": _MediaKind(Audio, load_audio, save_audio, "wav"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The answer to one prompt: `text`, `image` or `audio`, whichever the modality of the answer is."""
+
+    prompt: str
+    modality: str
+    """Of the answer."""
+    text: str | None = None
+    image: Image.Image | None = None
+    audio: Audio | None = None
+    codes_KT: Tensor | None = None
+    """The codes of the picture or sound, int64 [levels, frames]."""
+    seed: int
+    """Gives the same answer again."""
+    seconds: float
+    """What it took, tokenizers included."""
+
+    @property
+    def media(self) -> Image.Image | Audio | None:
+        """The picture or sound, None for text."""
+        return self.image if self.image is not None else self.audio
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the picture (JPEG) or sound (16-bit WAV), named from prompt and time, and return the path.
+
+        Raises AnyGPTError when the folder can't be written; an answer in text is not saved.
+        """
+        assert self.media is not None, "an answer in text has no file"
+        kind = next(kind for kind in _KINDS.values() if isinstance(self.media, kind.type))
+        stem = f"{_safe_name(self.prompt)}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = Path(folder).expanduser()
+        numbered = (folder / f"{stem}{'' if n == 1 else f'-{n}'}.{kind.extension}" for n in range(1, 1_000_000))
+        return kind.save(next(path for path in numbered if not path.exists()), self.media)
+
+
+class AnyGPT:
+    """A model that answers prompts in text, pictures, speech and music."""
+
+    def __init__(
+        self,
+        decoder: LlamaDecoder,
+        vocabulary: Vocabulary,
+        tokenizers: MediaTokenizers,
+        *,
+        policies: dict[str, Policy],
+        task_prompts: TaskPrompts,
+        seed: int | None = None,
+    ) -> None:
+        """`policies` by modality and "text"; `seed` is what `run` uses when it is given none (None: a new one)."""
+        if decoder.shape.vocab_size < vocabulary.size:
+            raise CheckpointError(
+                f"the model has {decoder.shape.vocab_size} rows of embeddings, its vocabulary {vocabulary.size} ids: "
+                f"config.json and added_tokens.json belong to different checkpoints"
+            )
+        self.decoder = decoder
+        self.vocabulary = vocabulary
+        self.tokenizers = tokenizers
+        self.policies = policies
+        self.task_prompts = task_prompts
+        self.seed = seed
+        ends = [load_templates().base.assistant_end]
+        self._grammar = Grammar(vocabulary, end_ids=[vocabulary.text_eos_id, *map(vocabulary.control_id, ends)])
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: Path | str | None = None,
+        *,
+        image_tokenizer_path: Path | str | None = None,
+        speech_tokenizer_path: Path | str | None = None,
+        speech_tokenizer_config: Path | str | None = None,
+        soundstorm_path: Path | str | None = None,
+        music_tokenizer_path: Path | str | None = None,
+        audio_tokenizer_path: Path | str | None = None,
+        unclip_path: Path | str | None = None,
+        config_dir: Path | str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        seed: int | None = None,
+    ) -> "AnyGPT":
+        """Load a model folder, or a shipped model by name (default: the shipped base model).
+
+        Tokenizers are found by the model's `anygpt.json`, or by these paths (released checkpoints), and loaded when
+        first needed. `config_dir` holds `<modality>_generate_config.json`. `device` "auto" takes a GPU when there is
+        one; `dtype` "auto" is bfloat16 there and float32 on a CPU. Raises AnyGPTError, mostly CheckpointError, that
+        names the file or setting.
+        """
+        folder = find_model(model)
+        where = _device(device)
+        vocabulary = Vocabulary.from_pretrained(folder)
+        tokenizers = MediaTokenizers(
+            vocabulary.specs,
+            manifest=read_manifest(folder),
+            paths=TokenizerPaths(
+                image_tokenizer=_text(image_tokenizer_path),
+                unclip=_text(unclip_path),
+                speech_tokenizer=_text(speech_tokenizer_path),
+                speech_config=_text(speech_tokenizer_config),
+                soundstorm=_text(soundstorm_path),
+                music_tokenizer=_text(music_tokenizer_path),
+                audio_tokenizer=_text(audio_tokenizer_path),
+            ),
+            device=where,
+        )
+        return cls(
+            load_decoder(folder, dtype=_dtype(dtype, where), device=where),
+            vocabulary,
+            tokenizers,
+            policies=load_policies(config_dir or resource("config"), vocabulary.specs.values()),
+            task_prompts=TaskPrompts.load(),
+            seed=seed,
+        )
+
+    @property
+    def specs(self) -> dict[str, ModalitySpec]:
+        """The modalities of this model, at its codebook sizes."""
+        return self.vocabulary.specs
+
+    def run(self, prompt: str, *, seed: int | None = None, progress: Progress | None = None, **settings: Any) -> Result:
+        r"""Answer a one-line prompt such as `text|image|a red apple` or `speech|text|hello.wav`; `\|` is a bar.
+
+        `settings` are fields of the answer's `Policy` (`temperature=0.5`) or of its form (`voice="me.wav"`, also an
+        `Audio`). The same seed gives the same answer on the same machine. Raises AnyGPTError for an unknown form,
+        unfit media, an unknown setting, or a prompt that doesn't fit the model's context.
+        """
+        form = parse_form(prompt, self.specs.values())
+        given = self.ask(
+            form.source, form.target, form.content, seed=seed, progress=progress, **form.fields, **settings
+        )
+        return Result(**{**vars(given), "prompt": prompt})
+
+    def ask(
+        self,
+        source: str,
+        target: str,
+        content: str | Path | Image.Image | Audio | Tensor,
+        *,
+        seed: int | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Result:
+        """Answer `content` of modality `source` ("text", or a modality) in modality `target`; one of them is "text".
+
+        `content` is text, or the path of a file, a picture or sound, or codes [K, T]. See `run` for the rest.
+        """
+        began = time.perf_counter()
+        name = source if target == TEXT else target
+        assert TEXT in (source, target) and name in self.specs, (source, target)
+        seed = _seed(seed if seed is not None else self.seed)
+        policy, fields = self._split_settings(target, settings)
+        fields = {key: self._load(target, value, is_prompt=True) for key, value in fields.items()}
+        direction: Direction = "x2text" if target == TEXT else "text2x"
+        segment = _plain(content) if source == TEXT else Media(source, self.encode(source, content))
+        ids = self._answer(name, direction, segment, target, policy, _generator(seed, self.decoder.device), progress)
+        answer: dict[str, Any] = {}
+        if target == TEXT:
+            items = self.vocabulary.decode_ids(ids)
+            answer["text"] = "".join(item.text for item in items if isinstance(item, Text)).strip()
+        else:
+            span = self.vocabulary.decode_ids(ids)[0]
+            assert isinstance(span, Span), span
+            answer["codes_KT"] = span.codes_KT
+            if policy.vc_steps is not None:
+                fields["vc_steps"] = policy.vc_steps
+            answer[self.specs[target].media] = self.decode(target, span.codes_KT, seed=seed, **fields)
+        return Result(
+            prompt=_describe(source, target, content),
+            modality=target,
+            seed=seed,
+            seconds=time.perf_counter() - began,
+            **answer,
+        )
+
+    def encode(self, name: str, media: str | Path | Image.Image | Audio | Tensor) -> Tensor:
+        """Codes int64 [K, T] of a file, picture or sound of modality `name`; codes are passed through.
+
+        Raises MediaError for a file that is unfit, or longer than the model's context.
+        """
+        if isinstance(media, Tensor):
+            return media
+        loaded = self._load(name, media)
+        return self.tokenizers.get(name).encode([loaded])[0]
+
+    def decode(self, name: str, codes_KT: Tensor, *, seed: int = 0, **settings: Any) -> Any:
+        """The picture or sound that codes int64 [K, T] stand for; `settings` are the tokenizer's own (`voice`)."""
+        return self.tokenizers.get(name).decode(codes_KT, generator=_generator(seed, "cpu"), **settings)
+
+    def _answer(
+        self,
+        name: str,
+        direction: Direction,
+        segment: Segment,
+        target: str,
+        policy: Policy,
+        generator: torch.Generator,
+        progress: Progress | None,
+    ) -> list[int]:
+        """The ids of the answer, a start tag included."""
+        request = Request.only(target)
+        prompt = render_base(
+            direction,
+            self.task_prompts.canonical(name, direction),
+            [segment],
+            self.vocabulary,
+            answer_modality=request.forced,
+        )
+        if request.forced is not None:
+            prompt = prompt[:-1]  # `generate` begins with the start tag itself
+        policies = {**self.policies, target: policy}
+        most = self._grammar.longest_answer(request, policies) or self.decoder.shape.context
+        ids: list[int] = []
+        for index in generate(
+            self.decoder,
+            prompt,
+            grammar=self._grammar,
+            request=request,
+            policies=policies,
+            generator=generator,
+        ):
+            ids.append(index)
+            if progress is not None:
+                progress(len(ids), min(most, self.decoder.shape.context - len(prompt)))
+        return ids
+
+    def _split_settings(self, target: str, settings: dict[str, Any]) -> tuple[Policy, dict[str, Any]]:
+        """The answer's policy with its overrides, and what is meant for the form's fields."""
+        names = self.specs[target].instruction_fields if target != TEXT else ()
+        fields = {name: settings.pop(name) for name in names if settings.get(name) is not None}
+        known = [*Policy.__dataclass_fields__, *names]
+        for name in settings:
+            if name not in known:
+                raise AnyGPTError(f"unknown setting '{name}'{nearest(name, known)}; known: {', '.join(known)}")
+        policy = self.policies[target].override(settings)
+        if target != TEXT:
+            check_limits(policy, self.specs[target], "generation settings")
+        return policy, fields
+
+    def _load(self, name: str, media: Any, *, is_prompt: bool = False) -> Any:
+        """A file of modality `name` (or the sample that goes with a prompt), unless it is loaded already."""
+        spec = self.specs[name]
+        kind = _KINDS[spec.media]
+        if isinstance(media, kind.type):
+            return media
+        if not isinstance(media, str | Path):
+            raise MediaError(f"{name} is given as {type(media).__name__}, expected a path or {kind.type.__name__}")
+        limits: dict[str, Any] = {}
+        if spec.frame_rate_hz is not None:
+            limits["reject_silence"] = True
+            if is_prompt:
+                limits["min_duration_s"] = MIN_VOICE_S
+            else:
+                limits["max_duration_s"] = self.decoder.shape.context / (spec.frame_rate_hz * spec.num_codebooks)
+        return kind.load(media, **limits)
+
+
+def find_model(model: Path | str | None) -> Path:
+    """The folder of a model given by path, by the name of a shipped one, or not at all (the shipped base model)."""
+    if model is None:
+        return resource("models", DEFAULT_MODEL)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{folder}: is a file, expected the folder of a model")
+    if len(folder.parts) == 1:
+        try:
+            return resource("models", str(model))
+        except AnyGPTError:
+            pass
+    raise CheckpointError(f"{folder}: no such model folder")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise AnyGPTError(f"device '{name}' is not available here; expected auto, cpu or cuda") from None
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        raise AnyGPTError(f"unknown dtype '{name}'{nearest(name, DTYPES)}; known: auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _seed(seed: int | None) -> int:
+    if seed is None:
+        return int(torch.randint(2**31, (1,)))
+    if not 0 <= seed < 2**63:
+        raise AnyGPTError(f"seed is {seed}, expected 0 to 2^63 - 1")
+    return seed
+
+
+def _generator(seed: int, device: torch.device | str) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def _plain(content: Any) -> Text:
+    if not isinstance(content, str):
+        raise AnyGPTError(f"text is given as {type(content).__name__}, expected str")
+    if not content.strip():
+        raise AnyGPTError("the text is empty")
+    return Text(content.strip())
+
+
+def _text(path: Path | str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser())
+
+
+def _describe(source: str, target: str, content: Any) -> str:
+    shown = str(content) if isinstance(content, str | Path) else f"<{type(content).__name__}>"
+    return f"{source}|{target}|{shown}"
+
+
+def _safe_name(prompt: str, *, max_bytes: int = 80) -> str:
+    """A file name from a prompt: letters and digits of any script, everything else a hyphen; never empty."""
+    plain = unicodedata.normalize("NFKC", prompt)
+    name = re.sub(r"[\W_]+", "-", plain).strip("-").lower()
+    return name.encode()[:max_bytes].decode(errors="ignore").strip("-") or "answer"

@@ -1,0 +1,69 @@
+"""`anygpt.json`, which stands beside a model's weights: its modalities, their tokenizers, the chat template.
+
+Released checkpoints have none; then the modalities and their sizes come from `added_tokens.json` alone.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from anygpt.config import load_config
+from anygpt.errors import ConfigError
+from anygpt.media import atomic_write
+from anygpt.tokenizers.base import ModalityTokenizer
+
+FILE_NAME = "anygpt.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalityEntry:
+    """One modality of a model."""
+
+    codebook_size: int
+    num_codebooks: int
+    tokenizer: str
+    """Name of the tokenizer's folder under `tokenizers/`."""
+    fingerprint: str
+    """Of that tokenizer (`ModalityTokenizer.fingerprint`): with another one the model's codes mean something else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of `anygpt.json`."""
+
+    format: int = FORMAT
+    modalities: dict[str, ModalityEntry] = field(default_factory=dict)
+    template: str = "MMGPT"
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ConfigError(f"'format' is {self.format}, this version of anygpt reads {FORMAT}; update the package")
+
+    @classmethod
+    def of(cls, tokenizers: Mapping[str, ModalityTokenizer], *, template: str) -> "Manifest":
+        """The manifest of a model trained with these tokenizers, by their folder names under `tokenizers/`."""
+        entries = {
+            tokenizer.modality: ModalityEntry(
+                codebook_size=tokenizer.codebook_size,
+                num_codebooks=tokenizer.num_codebooks,
+                tokenizer=name,
+                fingerprint=tokenizer.fingerprint,
+            )
+            for name, tokenizer in tokenizers.items()
+        }
+        return cls(modalities=entries, template=template)
+
+
+def read_manifest(folder: Path | str) -> Manifest | None:
+    """The manifest of a model folder, or None where there is none. Raises ConfigError for a bad one."""
+    path = Path(folder) / FILE_NAME
+    return load_config(Manifest, path) if path.is_file() else None
+
+
+def write_manifest(folder: Path | str, manifest: Manifest) -> None:
+    """Write `anygpt.json` into a model folder, atomically."""
+    with atomic_write(Path(folder) / FILE_NAME) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(manifest), indent=2) + "\n", encoding="utf-8")
