@@ -20,12 +20,12 @@ class MasterWeights:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, keep: Callable[[str], bool] = lambda name: False) -> None:
-        self._working: dict[str, nn.Parameter] = {}
+        self.working: dict[str, nn.Parameter] = {}
         self.masters: dict[str, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            self._working[name] = parameter
+            self.working[name] = parameter
             if dtype == torch.float32 or keep(name):
                 self.masters[name] = parameter
             else:
@@ -35,7 +35,7 @@ class MasterWeights:
     def collect_gradients(self) -> None:
         """Move the gradients of the model's parameters to the masters, as float32."""
         for name, master in self.masters.items():
-            working = self._working[name]
+            working = self.working[name]
             if working is not master:
                 master.grad = None if working.grad is None else working.grad.float()
                 working.grad = None
@@ -48,7 +48,7 @@ class MasterWeights:
     def publish(self) -> None:
         """Round the masters into the model, after the optimizers' step."""
         for name, master in self.masters.items():
-            working = self._working[name]
+            working = self.working[name]
             if working is not master:
                 working.copy_(master)
             master.grad = None
@@ -66,11 +66,11 @@ class MasterWeights:
     @contextmanager
     def in_float32(self) -> Iterator[None]:
         """Inside, the model holds the masters' float32 values: for validation, samples and export."""
-        rounded = {name: parameter.data for name, parameter in self._working.items()}
+        rounded = {name: parameter.data for name, parameter in self.working.items()}
         for name, master in self.masters.items():
-            self._working[name].data = master.data
+            self.working[name].data = master.data
         try:
             yield
         finally:
             for name, data in rounded.items():
-                self._working[name].data = data
+                self.working[name].data = data

@@ -1,0 +1,68 @@
+"""The published pre-training JSONL: one object a line, `{"text": "...", "<modality>": "<start>codes<end>"}`."""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anygpt.errors import AnyGPTError, ConfigError
+from anygpt.modality import ModalitySpec
+
+
+class JsonlFile:
+    """Random access to the lines of a JSONL file, without holding it in memory.
+
+    Raises ConfigError when the file is missing or has no line.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ConfigError(f"{self.path}: no such data file; make one with: anygpt tokenize MANIFEST --out {path}")
+        if not len(self):
+            raise ConfigError(f"{self.path}: has no lines")
+
+    @cached_property
+    def _offsets(self) -> np.ndarray:
+        """Start of each line and the end of the last one, int64."""
+        content = np.memmap(self.path, np.uint8, "r") if self.path.stat().st_size else np.empty(0, np.uint8)
+        ends = np.flatnonzero(content == ord("\n")) + 1
+        if len(content) and (not len(ends) or ends[-1] != len(content)):
+            ends = np.append(ends, len(content))
+        return np.concatenate([np.zeros(1, np.int64), ends.astype(np.int64)])
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Line `index` from 0. Raises AnyGPTError that names file and line when it holds no JSON object."""
+        with self.path.open("rb") as file:
+            file.seek(int(self._offsets[index]))
+            line = file.read(int(self._offsets[index + 1] - self._offsets[index]))
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise AnyGPTError(f"{self.path}: line {index + 1} is not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise AnyGPTError(f"{self.path}: line {index + 1} is not a JSON object")
+        return row
+
+
+def pair_of(row: dict[str, Any], spec: ModalitySpec, where: str) -> tuple[str, str]:
+    """Text and code string of a row. Raises AnyGPTError naming the missing or empty field."""
+    values = []
+    for name in ("text", spec.name):
+        value = row.get(name)
+        if not isinstance(value, str) or not value.strip():
+            raise AnyGPTError(f"{where}: field '{name}' is missing or empty; expected text and {spec.name} codes")
+        values.append(value)
+    return values[0], values[1]
+
+
+def in_validation(text: str, fraction: float) -> bool:
+    """Whether the pair with this text belongs to validation: a hash, so that equal texts never fall on both sides."""
+    digest = hashlib.sha256(text.strip().lower().encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64

@@ -1,0 +1,252 @@
+"""The training mixture: which pairs, in which proportion, in which direction, packed into micro-batches.
+
+A `PackedMixture` is a map from a number to a micro-batch, fixed by the seed. That makes resuming exact and needs no
+state: the trainer goes on at the next number.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from anygpt.data.jsonl import JsonlFile, in_validation, pair_of
+from anygpt.data.packing import Example, PackingConfig, collate_rows, pack_rows
+from anygpt.errors import AnyGPTError, ConfigError
+from anygpt.media import atomic_write
+from anygpt.modality import get_modality
+from anygpt.prompts.render import render_pretrain
+from anygpt.prompts.segments import Media
+from anygpt.prompts.tasks import TaskPrompts
+from anygpt.prompts.templates import Direction
+from anygpt.code_strings import string_to_codes
+from anygpt.vocabulary import Vocabulary
+
+DIRECTIONS: tuple[Direction, ...] = ("x2text", "text2x")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One entry of the `data` list."""
+
+    path: Path
+    modality: str
+    weight: float = 1.0
+    """Share of the training tokens, relative to the other sources."""
+    direction: Literal["both", "x2text", "text2x"] = "both"
+    question_weight: float = 1.0
+    """Loss weight of the prompt's ids (instruction and input) against the answer's; published training uses 1."""
+    text_weight: float = 1.0
+    """Loss weight of a text answer's ids: texts are short beside the codes they describe."""
+
+    def __post_init__(self) -> None:
+        get_modality(self.modality)
+        if self.weight <= 0:
+            raise ConfigError(f"data: {self.path}: weight is {self.weight}, expected more than 0")
+
+
+class PairSource:
+    """The pairs of one JSONL file, split into training and validation by a hash of the text."""
+
+    def __init__(
+        self, config: SourceConfig, vocab: Vocabulary, prompts: TaskPrompts, *, validation_fraction: float
+    ) -> None:
+        self.config, self.vocab, self.prompts = config, vocab, prompts
+        self.file = JsonlFile(config.path)
+        self.spec = vocab.block(config.modality).spec
+        self.validation_fraction = validation_fraction
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        return DIRECTIONS if self.config.direction == "both" else (self.config.direction,)
+
+    def pair(self, index: int) -> tuple[str, Media]:
+        """Text and media codes of a line. Raises AnyGPTError or CodeError naming file and line."""
+        where = f"{self.config.path}: line {index + 1}"
+        text, string = pair_of(self.file[index], self.spec, where)
+        try:
+            return text, Media(self.spec.name, string_to_codes(self.spec, string))
+        except AnyGPTError as error:
+            raise AnyGPTError(f"{where}: {error}") from None
+
+    @cached_property
+    def split(self) -> tuple[list[int], list[int]]:
+        """Line numbers of training and of validation."""
+        train: list[int] = []
+        validation: list[int] = []
+        for index in range(len(self.file)):
+            text = pair_of(self.file[index], self.spec, f"{self.config.path}: line {index + 1}")[0]
+            (validation if in_validation(text, self.validation_fraction) else train).append(index)
+        if not train:
+            raise ConfigError(f"{self.config.path}: no line is left for training; add data or lower validation_fraction")
+        return train, validation
+
+    def example(self, index: int, direction: Direction, instruction: str, *, answer_only: bool = False) -> Example:
+        """Line `index` as a training example; `answer_only` gives the question no weight, to measure the answer."""
+        text, media = self.pair(index)
+        rendered = render_pretrain(direction, instruction, text, media, self.vocab, train_question=False)
+        question = 0.0 if answer_only else self.config.question_weight
+        answer = self.config.text_weight if direction == "x2text" and not answer_only else 1.0
+        return Example(ids=rendered.ids, weights=[answer if is_answer else question for is_answer in rendered.loss_mask])
+
+
+class PackedMixture(Dataset[dict[str, Tensor]]):
+    """Micro-batch i for every i below `length`: sources drawn by token share, both directions, packed.
+
+    Examples are drawn, rendered and packed a chunk at a time; the number of micro-batches of each chunk is kept in
+    `index_path`, so that a resumed run finds its place without rendering what came before.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[PairSource],
+        packing: PackingConfig,
+        *,
+        length: int,
+        seed: int,
+        index_path: Path | None = None,
+        chunk_examples: int = 2048,
+    ) -> None:
+        self.sources, self.packing, self.length, self.seed = list(sources), packing, length, seed
+        self.index_path, self.chunk_examples = index_path, chunk_examples
+        self.pad_id = sources[0].vocab.pad_id
+        self._counts: list[int] = []
+        if index_path is not None and index_path.is_file():
+            self._counts = json.loads(index_path.read_text(encoding="utf-8"))
+        self._chunk: tuple[int, list[dict[str, Tensor]]] | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    @cached_property
+    def _probabilities(self) -> list[float]:
+        """Chance of drawing each source, so that its share of the tokens is its weight."""
+        chances = []
+        for number, source in enumerate(self.sources):
+            rng = random.Random(f"{self.seed}/length/{number}")
+            picked = [rng.choice(source.split[0]) for _ in range(32)]
+            direction = source.directions[0]
+            instruction = source.prompts.canonical(source.spec.name, direction)
+            mean = sum(len(source.example(i, direction, instruction).ids) for i in picked) / len(picked)
+            chances.append(source.config.weight / mean)
+        return chances
+
+    def _line(self, number: int, draw: int) -> int:
+        """Line of the `draw`-th draw from a source: every line once per pass, each pass in another order."""
+        lines = self.sources[number].split[0]
+        turn, at = divmod(draw, len(lines))
+        return lines[self._order(number, turn)[at]]
+
+    def _order(self, number: int, turn: int) -> list[int]:
+        key = (number, turn)
+        if getattr(self, "_orders", {}).get(number, (None,))[0] != key:
+            order = list(range(len(self.sources[number].split[0])))
+            random.Random(f"{self.seed}/order/{number}/{turn}").shuffle(order)
+            self._orders = {**getattr(self, "_orders", {}), number: (key, order)}
+        return self._orders[number][1]
+
+    def _draws(self, chunk: int) -> list[tuple[int, int]]:
+        """(source, how many draws from it came before) for the examples of a chunk."""
+        # Replaying the draws of earlier chunks costs a random number each: microseconds, against rendering.
+        before = [0] * len(self.sources)
+        picked: list[int] = []
+        for earlier in range(chunk + 1):
+            rng = random.Random(f"{self.seed}/sources/{earlier}")
+            picked = rng.choices(range(len(self.sources)), self._probabilities, k=self.chunk_examples)
+            if earlier < chunk:
+                for number in picked:
+                    before[number] += 1
+        draws = []
+        for number in picked:
+            draws.append((number, before[number]))
+            before[number] += 1
+        return draws
+
+    def _examples(self, chunk: int) -> list[Example]:
+        rng = random.Random(f"{self.seed}/wording/{chunk}")
+        examples = []
+        for number, draw in self._draws(chunk):
+            source = self.sources[number]
+            direction = rng.choice(source.directions)
+            instruction = source.prompts.sample(source.spec.name, direction, rng)
+            examples.append(source.example(self._line(number, draw), direction, instruction))
+        return examples
+
+    def _build(self, chunk: int) -> list[dict[str, Tensor]]:
+        """The micro-batches of one chunk, in random order."""
+        examples = self._examples(chunk)
+        lengths = self.packing.row_lengths
+        buckets: dict[int, list[Example]] = {length: [] for length in lengths}
+        for example in examples:
+            fitting = next((length for length in lengths if len(example.ids) <= length), None)
+            if fitting is None:
+                raise ConfigError(
+                    f"packing.row_lengths: an example has {len(example.ids)} ids, the longest row {lengths[-1]}; "
+                    "add a longer row"
+                )
+            buckets[fitting].append(example)
+        batches = []
+        rng = random.Random(f"{self.seed}/batches/{chunk}")
+        for length, bucket in buckets.items():
+            rows = [[bucket[i] for i in row] for row in pack_rows([len(example.ids) for example in bucket], length)]
+            rng.shuffle(rows)  # best-fit leaves the longest examples in front
+            size = self.packing.tokens_per_micro_batch // length
+            groups = [rows[at : at + size] for at in range(0, len(rows), size)]
+            batches += [collate_rows(group, length, self.pad_id) for group in groups]
+        rng.shuffle(batches)
+        return batches
+
+    def _load(self, chunk: int) -> list[dict[str, Tensor]]:
+        if self._chunk is None or self._chunk[0] != chunk:
+            self._chunk = (chunk, self._build(chunk))
+        return self._chunk[1]
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        first = 0
+        for chunk, count in enumerate(self._counts):
+            if index < first + count:
+                return self._load(chunk)[index - first]
+            first += count
+        while True:
+            chunk = len(self._counts)
+            batches = self._load(chunk)
+            self._counts.append(len(batches))
+            if self.index_path is not None:
+                with atomic_write(self.index_path) as temporary:
+                    temporary.write_text(json.dumps(self._counts), encoding="utf-8")
+            if index < first + len(batches):
+                return batches[index - first]
+            first += len(batches)
+
+
+class ValidationPairs(Dataset[dict[str, Tensor]]):
+    """The validation pairs of one source in one direction, canonical wording, loss on the answer only."""
+
+    def __init__(self, source: PairSource, direction: Direction, packing: PackingConfig, *, limit: int) -> None:
+        lines = source.split[1][:limit]
+        instruction = source.prompts.canonical(source.spec.name, direction)
+        examples = [source.example(line, direction, instruction, answer_only=True) for line in lines]
+        length = max((len(example.ids) for example in examples), default=0)
+        size = max(1, packing.tokens_per_micro_batch // max(1, length))
+        groups = [examples[at : at + size] for at in range(0, len(examples), size)]
+        self._batches = [
+            collate_rows([[example] for example in group], length, source.vocab.pad_id) for group in groups
+        ]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self._batches[index]
+
+
+def single_micro_batch(items: list[dict[str, Tensor]]) -> dict[str, torch.Tensor]:
+    """The data loader's collate function: the items already are micro-batches, taken one at a time."""
+    assert len(items) == 1, len(items)
+    return items[0]
