@@ -37,6 +37,9 @@ class TextTokenizer:
         self.unk_id: int = self._model.unk_id()
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
+        model = self._model
+        self.special_ids = frozenset(i for i in range(self.size) if model.is_control(i) or model.is_unknown(i))
+        """Pieces that stand for no text, such as `<s>`."""
         self._bytes_of = [self._piece_bytes(i) for i in range(self.size)]
 
     def encode(self, text: str) -> list[int]:
@@ -63,13 +66,12 @@ class TextTokenizer:
         return self._model.id_to_piece(index)
 
     def _piece_bytes(self, index: int) -> bytes:
+        piece = self._model.id_to_piece(index)
+        if index in self.special_ids:
+            return " \N{DOUBLE QUESTION MARK} ".encode() if index == self.unk_id else b""
         if self._model.is_byte(index):
-            return bytes([int(self._model.id_to_piece(index)[3:5], 16)])
-        if self._model.is_control(index):
-            return b""
-        if self._model.is_unknown(index):
-            return " \N{DOUBLE QUESTION MARK} ".encode()
-        return self._model.id_to_piece(index).replace(_SPACE, " ").encode()
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(_SPACE, " ").encode()
 
 
 class TextStream:

@@ -7,17 +7,18 @@ Shape suffixes: K levels that the language model sees, T frames.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from anygpt import added_tokens
+from anygpt.blocks import Block, checked_tokens, find_block, marker_pattern
 from anygpt.code_strings import codes_to_indices, codes_to_string, indices_to_codes
 from anygpt.errors import CheckpointError, CodeError, nearest
 from anygpt.modality import MODALITIES, ModalitySpec
@@ -52,31 +53,6 @@ class Span:
         return hash((self.spec, tuple(self.codes_KT.flatten().tolist())))
 
 
-@dataclass(frozen=True)
-class Block:
-    """Where one modality lives in the vocabulary."""
-
-    spec: ModalitySpec
-    first_id: int
-    start_id: int
-    end_id: int
-
-    @property
-    def size(self) -> int:
-        """Number of code ids, all levels together."""
-        return self.spec.num_tokens
-
-    @property
-    def ids(self) -> range:
-        """All code ids; the tags are not among them."""
-        return range(self.first_id, self.first_id + self.size)
-
-    def level_ids(self, level: int) -> range:
-        """The code ids of one level."""
-        first = self.first_id + level * self.spec.codebook_size
-        return range(first, first + self.spec.codebook_size)
-
-
 class Vocabulary:
     """Text pieces, control tokens and blocks of media codes of one checkpoint."""
 
@@ -91,18 +67,19 @@ class Vocabulary:
         source: str = "added_tokens.json",
     ) -> None:
         """`tokens` maps every added token to its id; `sizes` holds `codebook_size` and `num_codebooks` by modality,
-        read off the lengths of the blocks when None. `source` names the file in messages.
+        read off the length of the block where it has none. `template` names the chat template that the checkpoint
+        was trained with, `source` the file in messages.
 
         Raises CheckpointError for a block with a hole or a missing tag, or sizes that don't fit the block.
         """
         self.text = text
         self.template = template
-        self.tokens = _checked_tokens(text, tokens, source)
+        self.tokens = checked_tokens(text, tokens, source)
         self.size = max(text.size, 1 + max(self.tokens.values(), default=-1))
         """Rows that the model's embedding needs."""
         self.blocks: dict[str, Block] = {}
         for spec in modalities.values():
-            block = _find_block(spec, self.tokens, sizes, source)
+            block = find_block(spec, self.tokens, sizes, source)
             if block is not None:
                 self.blocks[spec.name] = block
         for name in sizes or {}:
@@ -123,7 +100,7 @@ class Vocabulary:
         """`<unk>`, as in the released checkpoints."""
         marked = {text.piece(i): i for i in (text.bos_id, text.eos_id, text.unk_id) if i >= 0}
         self._marked: dict[str, int] = {**marked, **self.tokens}
-        self._marker = _marker_pattern(self._marked, self.blocks.values())
+        self._marker = marker_pattern(self._marked, self.blocks.values())
 
     @classmethod
     def from_pretrained(
@@ -147,12 +124,15 @@ class Vocabulary:
             raise CheckpointError(
                 f"{own}: 'modalities' must map each name to a codebook_size and a num_codebooks, both whole numbers"
             )
+        template = settings.get("template", "MMGPT")
+        if not isinstance(template, str):
+            raise CheckpointError(f"{own}: 'template' must be the name of a chat template, got {template!r}")
         return cls(
             TextTokenizer(folder / "tokenizer.model"),
             tokens,
             modalities=modalities,
             sizes=sizes,
-            template=settings.get("template", "MMGPT"),
+            template=template,
             source=str(path),
         )
 
@@ -198,7 +178,7 @@ class Vocabulary:
 
     def is_text(self, index: int) -> bool:
         """Whether the id is a text piece; `<s>`, `</s>` and `<unk>` are not."""
-        return 0 <= index < self.text.size and index not in (self.bos_id, self.text_eos_id, self.text.unk_id)
+        return 0 <= index < self.text.size and index not in self.text.special_ids
 
     @cached_property
     def fingerprint(self) -> str:
@@ -236,30 +216,49 @@ class Vocabulary:
 
     def _split_markers(self, text: str) -> Iterator[str | list[int]]:
         """Runs of text, and runs of ids of the control tokens and codes between them, in turn; none is empty."""
-        # The pattern has one group, so parts alternate: text, marker, text, ..., text.
-        parts = self._marker.split(text)
-        known = self._marked
-        pending = parts[0]
+        pending = ""
         ids: list[int] = []
-        for marker, following in zip(parts[1::2], parts[2::2], strict=True):
-            index = known.get(marker)
-            if index is None:  # looks like a code, but is outside this checkpoint's block
-                pending += marker + following
+        for part in self._parts(text):
+            if isinstance(part, str):
                 if ids:
                     yield ids
                     ids = []
-                continue
-            if pending:
-                yield pending
-            ids.append(index)
-            pending = following
-            if following:
-                yield ids
-                ids = []
+                pending += part
+            else:
+                if pending:
+                    yield pending
+                    pending = ""
+                ids += part
         if ids:
             yield ids
         if pending:
             yield pending
+
+    def _parts(self, text: str) -> Iterator[str | list[int]]:
+        """As `_split_markers`, but neighbours may be of one kind."""
+        # The pattern has one group, so pieces alternate: text, marker, text, ..., text.
+        for number, piece in enumerate(self._marker.split(text)):
+            if not piece:
+                continue
+            if number % 2 == 0:
+                yield piece
+            elif piece in self._marked:
+                yield [self._marked[piece]]
+            else:
+                yield from self._code_parts(piece)
+
+    def _code_parts(self, run: str) -> Iterator[str | list[int]]:
+        """A run of code strings of one modality. One that is outside this checkpoint's block is plain text."""
+        block = next(block for block in self.blocks.values() if run.startswith(f"<{block.spec.prefix}"))
+        head = f"<{block.spec.prefix}"
+        # NumPy reads a comma-separated list several times faster than int() reads its items.
+        numbers = run[len(head) : -1].replace(f">{head}", ",")
+        indices = np.fromstring(numbers, dtype=np.int64, sep=",")
+        if indices.max() < block.size:
+            yield (indices + block.first_id).tolist()
+            return
+        for index in indices.tolist():
+            yield [block.first_id + index] if index < block.size else block.spec.code_token(index)
 
     def encode_codes(self, modality: ModalitySpec | str, codes_KT: Tensor) -> list[int]:
         """Ids of a span with its tags: `codes_KT` integers [K, T]; K*T + 2 ids. Raises CodeError."""
@@ -349,59 +348,6 @@ class Vocabulary:
         if 0 <= index < self.text.size:
             return self.text.piece(index)
         return self._marker_by_id.get(index, f"outside the vocabulary of {self.size}")
-
-
-def _checked_tokens(text: TextTokenizer, tokens: Mapping[str, int], source: str) -> dict[str, int]:
-    by_id: dict[int, str] = {}
-    for token, index in tokens.items():
-        if index < 0 or (index < text.size and text.piece(index) != token):
-            raise CheckpointError(
-                f"{source}: '{token}' has id {index}, which belongs to the text vocabulary of {text.size} pieces; "
-                f"the file doesn't fit tokenizer.model"
-            )
-        if by_id.setdefault(index, token) != token:
-            raise CheckpointError(f"{source}: '{token}' and '{by_id[index]}' share id {index}")
-    return {token: index for token, index in tokens.items() if index >= text.size}
-
-
-def _find_block(
-    spec: ModalitySpec, tokens: Mapping[str, int], sizes: Mapping[str, Mapping[str, int]] | None, source: str
-) -> Block | None:
-    count = 0
-    first_id = tokens.get(spec.code_token(0))
-    while first_id is not None and tokens.get(spec.code_token(count)) == first_id + count:
-        count += 1
-    if spec.start not in tokens and count == 0:
-        return None
-    for tag in (spec.start, spec.end, spec.code_token(0)):
-        if tag not in tokens:
-            raise CheckpointError(f"{source}: '{tag}' of modality '{spec.name}' is missing")
-    assert first_id is not None
-    if spec.code_token(count) in tokens:
-        raise CheckpointError(f"{source}: the ids of {spec.name} codes are not in one block: {spec.code_token(count)}")
-    if sizes is None:
-        levels, codebook = spec.num_codebooks, count // spec.num_codebooks
-    elif spec.name not in sizes:
-        return None
-    else:
-        levels, codebook = sizes[spec.name]["num_codebooks"], sizes[spec.name]["codebook_size"]
-    if levels * codebook != count:
-        raise CheckpointError(
-            f"{source}: {count} {spec.name} codes in a row from id {first_id}; expected {levels} levels of equal size"
-            + (f", {codebook} each, as anygpt.json says" if sizes else "")
-        )
-    found = spec.with_codebooks(codebook_size=codebook, num_codebooks=levels)
-    return Block(found, first_id, tokens[spec.start], tokens[spec.end])
-
-
-def _marker_pattern(marked: Iterable[str], blocks: Iterable[Block]) -> re.Pattern[str]:
-    """One group that matches every marker. Codes are matched by shape, which is far quicker than by list."""
-    prefixes = [block.spec.prefix for block in blocks]
-    shapes = [re.compile(f"<{re.escape(prefix)}[0-9]+>") for prefix in prefixes]
-    literals = [token for token in marked if not any(shape.fullmatch(token) for shape in shapes)]
-    literals.sort(key=len, reverse=True)
-    alternatives = [f"<(?:{'|'.join(map(re.escape, prefixes))})[0-9]+>"] if prefixes else []
-    return re.compile("(" + "|".join([*alternatives, *map(re.escape, literals)]) + ")")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

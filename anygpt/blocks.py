@@ -1,0 +1,96 @@
+"""Finding the blocks of media codes among a checkpoint's added tokens."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from anygpt.errors import CheckpointError
+from anygpt.modality import ModalitySpec
+from anygpt.text_tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where one modality lives in the vocabulary."""
+
+    spec: ModalitySpec
+    first_id: int
+    start_id: int
+    end_id: int
+
+    @property
+    def size(self) -> int:
+        """Number of code ids, all levels together."""
+        return self.spec.num_tokens
+
+    @property
+    def ids(self) -> range:
+        """All code ids; the tags are not among them."""
+        return range(self.first_id, self.first_id + self.size)
+
+    def level_ids(self, level: int) -> range:
+        """The code ids of one level."""
+        first = self.first_id + level * self.spec.codebook_size
+        return range(first, first + self.spec.codebook_size)
+
+
+def checked_tokens(text: TextTokenizer, tokens: Mapping[str, int], source: str) -> dict[str, int]:
+    """The added tokens beyond the text pieces. Raises CheckpointError for an id that is taken or used twice."""
+    by_id: dict[int, str] = {}
+    for token, index in tokens.items():
+        if index < 0 or (index < text.size and text.piece(index) != token):
+            raise CheckpointError(
+                f"{source}: '{token}' has id {index}, which belongs to the text vocabulary of {text.size} pieces; "
+                f"the file doesn't fit tokenizer.model"
+            )
+        if by_id.setdefault(index, token) != token:
+            raise CheckpointError(f"{source}: '{token}' and '{by_id[index]}' share id {index}")
+    return {token: index for token, index in tokens.items() if index >= text.size}
+
+
+def find_block(
+    spec: ModalitySpec, tokens: Mapping[str, int], sizes: Mapping[str, Mapping[str, int]] | None, source: str
+) -> Block | None:
+    """Where the codes and tags of `spec` are, at this checkpoint's sizes; None when it has none of them.
+
+    The length of the block gives the codebook size unless `sizes` has it. Raises CheckpointError for a block with
+    a hole, a missing tag, or sizes that don't fit.
+    """
+    count = 0
+    first_id = tokens.get(spec.code_token(0))
+    while first_id is not None and tokens.get(spec.code_token(count)) == first_id + count:
+        count += 1
+    if spec.start not in tokens and count == 0:
+        return None
+    for tag in (spec.start, spec.end, spec.code_token(0)):
+        if tag not in tokens:
+            raise CheckpointError(f"{source}: '{tag}' of modality '{spec.name}' is missing")
+    assert first_id is not None
+    shape = re.compile(f"<{re.escape(spec.prefix)}[0-9]+>")
+    if sum(shape.fullmatch(token) is not None for token in tokens) != count:
+        expected = f"expected {spec.code_token(count)} at id {first_id + count}"
+        raise CheckpointError(f"{source}: the {spec.name} codes are not in one block; {expected}")
+    if sizes and spec.name in sizes:
+        levels, codebook = sizes[spec.name]["num_codebooks"], sizes[spec.name]["codebook_size"]
+    else:
+        levels, codebook = spec.num_codebooks, count // spec.num_codebooks
+    if levels * codebook != count:
+        raise CheckpointError(
+            f"{source}: {count} {spec.name} codes in a row from id {first_id}; expected {levels} levels of equal size"
+            + (f", {codebook} each, as anygpt.json says" if sizes and spec.name in sizes else "")
+        )
+    found = spec.with_codebooks(codebook_size=codebook, num_codebooks=levels)
+    return Block(found, first_id, tokens[spec.start], tokens[spec.end])
+
+
+def marker_pattern(marked: Iterable[str], blocks: Iterable[Block]) -> re.Pattern[str]:
+    """One group that matches every marker; a run of codes of one modality, by its shape, as a whole.
+
+    A code is written without leading zeros; nine digits are more than any block has.
+    """
+    shapes = [f"<{re.escape(block.spec.prefix)}(?:0|[1-9][0-9]{{0,8}})>" for block in blocks]
+    literals = [token for token in marked if not any(re.fullmatch(shape, token) for shape in shapes)]
+    literals.sort(key=len, reverse=True)
+    # `x(?:x)*` tells the search which characters a match can begin with; `(?:x)+` would try at every one.
+    runs = [f"{shape}(?:{shape})*" for shape in shapes]
+    return re.compile("(" + "|".join([*runs, *map(re.escape, literals)]) + ")")
