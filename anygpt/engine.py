@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from anygpt.errors import AnyGPTError, CheckpointError, MediaError, nearest
-from anygpt.forms import TEXT, parse_form
+from anygpt.forms import TEXT, parse_form, split_bars
 from anygpt.generation.grammar import Grammar, Request
 from anygpt.generation.llama import LlamaDecoder, load_decoder
 from anygpt.generation.loop import generate
@@ -76,13 +76,13 @@ class Result:
         return self.image if self.image is not None else self.audio
 
     def save(self, folder: Path | str) -> Path:
-        """Write the picture (JPEG) or sound (16-bit WAV), named from prompt and time, and return the path.
+        """Write the picture (JPEG) or sound (16-bit WAV), named from the prompt's text and the time.
 
-        Raises AnyGPTError when the folder can't be written; an answer in text is not saved.
+        Returns the path. Raises AnyGPTError when the folder can't be written; an answer in text is not saved.
         """
         assert self.media is not None, "an answer in text has no file"
         kind = next(kind for kind in _KINDS.values() if isinstance(self.media, kind.type))
-        stem = f"{_safe_name(self.prompt)}-{time.strftime('%Y%m%d-%H%M%S')}"
+        stem = f"{_safe_name(split_bars(self.prompt)[2])}-{time.strftime('%Y%m%d-%H%M%S')}"
         folder = Path(folder).expanduser()
         numbered = (folder / f"{stem}{'' if n == 1 else f'-{n}'}.{kind.extension}" for n in range(1, 1_000_000))
         return kind.save(next(path for path in numbered if not path.exists()), self.media)
@@ -373,8 +373,8 @@ def _describe(source: str, target: str, content: Any) -> str:
     return f"{source}|{target}|{shown}"
 
 
-def _safe_name(prompt: str, *, max_bytes: int = 80) -> str:
-    """A file name from a prompt: letters and digits of any script, everything else a hyphen; never empty."""
-    plain = unicodedata.normalize("NFKC", prompt)
+def _safe_name(text: str, *, max_bytes: int = 80) -> str:
+    """A file name from any text: letters and digits of any script, everything else a hyphen; never empty."""
+    plain = unicodedata.normalize("NFKC", text)
     name = re.sub(r"[\W_]+", "-", plain).strip("-").lower()
     return name.encode()[:max_bytes].decode(errors="ignore").strip("-") or "answer"

@@ -49,7 +49,7 @@ def parse_form(prompt: str, specs: Iterable[ModalitySpec]) -> Form:
     Raises AnyGPTError for an unknown form, an empty field or too many of them.
     """
     rows = {spec.name: spec for spec in specs}
-    parts = [part.replace(r"\|", "|").strip() for part in re.split(r"(?<!\\)\|", prompt)]
+    parts = split_bars(prompt)
     pairs = [f"text|{name}" for name in rows] + [f"{name}|text" for name in rows]
     if len(parts) < 3:
         raise AnyGPTError(f"unknown form {_quoted(prompt)}; expected {', '.join(f'{pair}|...' for pair in pairs)}")
@@ -69,6 +69,11 @@ def parse_form(prompt: str, specs: Iterable[ModalitySpec]) -> Form:
         if not value:
             raise AnyGPTError(f"{pair}: the {name} is empty")
     return Form(source=source, target=target, content=content, fields=dict(zip(names, extra, strict=False)))
+
+
+def split_bars(prompt: str) -> list[str]:
+    r"""The fields of a prompt without space at their ends, `\|` replaced by a bar."""
+    return [part.replace(r"\|", "|").strip() for part in re.split(r"(?<!\\)\|", prompt)]
 
 
 def _quoted(text: str) -> str:

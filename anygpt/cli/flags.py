@@ -31,7 +31,7 @@ def bind(command: Command, words: Sequence[str], name: str) -> dict[str, Any]:
     times; positional parameters take the words without flags. Raises AnyGPTError, one line, for anything else.
     """
     parameters = inspect.signature(command).parameters
-    hints = typing.get_type_hints(command)
+    hints = _hints(command)
     joined = _join_flags(words, parameters, hints, name)
     bound: dict[str, Any] = {}
 
@@ -53,7 +53,7 @@ def bind(command: Command, words: Sequence[str], name: str) -> dict[str, Any]:
 def describe(command: Command, name: str) -> str:
     """The help text of a command, from its signature and docstring."""
     parameters = inspect.signature(command).parameters
-    hints = typing.get_type_hints(command)
+    hints = _hints(command)
     doc = docstrings.parse(inspect.getdoc(command))
     about = {arg.name: " ".join((arg.description or "").split()) for arg in doc.args or []}
     words = [key.upper() for key, parameter in parameters.items() if _is_positional(parameter)]
@@ -106,8 +106,6 @@ def _join_flags(
 
 def _convert(hint: Any, text: Any, flag: str) -> Any:
     """The value of a flag as its annotation wants it."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
     if typing.get_origin(hint) is list:
         return [_convert(typing.get_args(hint)[0], item, flag) for item in json.loads(text)]
     if hint is bool:
@@ -127,6 +125,15 @@ def _convert(hint: Any, text: Any, flag: str) -> Any:
         raise AnyGPTError(f"{flag} is '{text}', expected {expected}") from None
 
 
+def _hints(command: Command) -> dict[str, Any]:
+    """The annotations of the parameters, `X | None` as X."""
+    hints = typing.get_type_hints(command)
+    for key, hint in hints.items():
+        if typing.get_origin(hint) in (types.UnionType, typing.Union):
+            hints[key] = next(option for option in typing.get_args(hint) if option is not type(None))
+    return hints
+
+
 def _is_positional(parameter: inspect.Parameter) -> bool:
     return parameter.kind is not inspect.Parameter.KEYWORD_ONLY
 
@@ -136,7 +143,6 @@ def _flag(key: str) -> str:
 
 
 def _value_name(hint: Any) -> str:
-    options = [option for option in typing.get_args(hint) if option is not type(None)]
-    inner = options[0] if options else hint
-    repeated = " (repeatable)" if typing.get_origin(hint) is list else ""
-    return {int: "N", float: "X", Path: "PATH"}.get(inner, "VALUE") + repeated
+    if typing.get_origin(hint) is list:
+        return _value_name(typing.get_args(hint)[0]) + " (repeatable)"
+    return {int: "N", float: "X", Path: "PATH"}.get(hint, "VALUE")
