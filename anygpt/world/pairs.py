@@ -1,0 +1,123 @@
+"""The world as training data: endless pairs of text and media, tokenized straight into the published JSONL."""
+
+import json
+import logging
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from anygpt.code_strings import codes_to_string
+from anygpt.errors import AnyGPTError, nearest
+from anygpt.media import Audio, atomic_write
+from anygpt.modality import get_modality
+from anygpt.tokenizers.base import ModalityTokenizer
+from anygpt.world import images, music, speech
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldPair:
+    """`media` as `ModalityTokenizer.encode` takes it; `prompt` is what a user might type to get it."""
+
+    media: Any
+    caption: str
+    prompt: str
+
+
+def _image_pairs(split: str, seed: int, first: int) -> Iterator[WorldPair]:
+    world = images.ImageWorld(split, seed)
+    for index in range(first, 2**62):
+        sample = world.sample(index)
+        rng = random.Random(f"prompt/image/{split}/{seed}/{index}")
+        prompt = images.caption_variant(sample.scene, rng) if rng.random() < 0.5 else sample.caption
+        yield WorldPair(media=Image.fromarray(sample.pixels), caption=sample.caption, prompt=prompt)
+
+
+def _speech_pairs(split: str, seed: int, first: int) -> Iterator[WorldPair]:
+    world = speech.SpeechWorld("heldout_sentences" if split == "heldout" else split, seed)
+    for index in range(first, 2**62):
+        sample = world.sample(index)
+        yield WorldPair(media=Audio(sample.wave[None], speech.RATE_HZ), caption=sample.text, prompt=sample.text)
+
+
+def _music_pairs(split: str, seed: int, first: int) -> Iterator[WorldPair]:
+    world = music.MusicWorld(split, seed)
+    for index in range(first, 2**62):
+        sample = world.sample(index)
+        rng = random.Random(f"prompt/music/{split}/{seed}/{index}")
+        prompt = music.caption_variant(sample.attributes, rng) if rng.random() < 0.5 else sample.caption
+        yield WorldPair(media=Audio(sample.wave[None], music.RATE_HZ), caption=sample.caption, prompt=prompt)
+
+
+PAIRS: dict[str, Callable[[str, int, int], Iterator[WorldPair]]] = {
+    "image": _image_pairs,
+    "speech": _speech_pairs,
+    "music": _music_pairs,
+}
+"""Modality -> function of (split, seed, first index) that yields pairs."""
+
+
+def world_pairs(modality: str, split: str = "train", seed: int = 0, first: int = 0) -> Iterator[WorldPair]:
+    """Pairs of the world from number `first` on. Raises AnyGPTError for a modality that the world has not."""
+    if modality not in PAIRS:
+        raise AnyGPTError(f"the world has no '{modality}'{nearest(modality, PAIRS)}; it has: {', '.join(PAIRS)}")
+    return PAIRS[modality](split, seed, first)
+
+
+def write_pairs(
+    tokenizer: ModalityTokenizer, out: Path, *, count: int, split: str = "train", seed: int = 0, batch_size: int = 64
+) -> tuple[Path, Path]:
+    """Tokenize `count` pairs into `out/<modality>_captions.jsonl` and `out/<modality>_prompts.jsonl`.
+
+    The first file holds canonical captions, to learn describing from; the second what users might type, to learn
+    making from. A killed run goes on where its partial files end.
+    """
+    name = tokenizer.modality
+    spec = get_modality(name).with_codebooks(
+        codebook_size=tokenizer.codebook_size, num_codebooks=tokenizer.num_codebooks
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    paths = (out / f"{name}_captions.jsonl", out / f"{name}_prompts.jsonl")
+    if all(path.is_file() for path in paths):
+        logger.info("%s and %s exist already", *paths)
+        return paths
+    partial = tuple(path.with_suffix(f".{split}-{seed}.partial") for path in paths)
+    done = min(_whole_lines(path) for path in partial)
+    for path in partial:
+        _keep_lines(path, done)
+    pairs = world_pairs(name, split, seed, done)
+    with tqdm(total=count, initial=done, unit="pair", desc=name, mininterval=2) as bar:
+        while done < count:
+            batch = [next(pairs) for _ in range(min(batch_size, count - done))]
+            codes = tokenizer.encode([pair.media for pair in batch])
+            strings = [codes_to_string(spec, codes_KT) for codes_KT in codes]
+            for path, texts in zip(partial, ([p.caption for p in batch], [p.prompt for p in batch]), strict=True):
+                rows = [
+                    json.dumps({"text": text, name: string}, ensure_ascii=False)
+                    for text, string in zip(texts, strings, strict=True)
+                ]
+                with path.open("a", encoding="utf-8") as file:
+                    file.write("".join(f"{row}\n" for row in rows))
+            done += len(batch)
+            bar.update(len(batch))
+    for path, whole in zip(partial, paths, strict=True):
+        path.replace(whole)
+    return paths
+
+
+def _whole_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def _keep_lines(path: Path, count: int) -> None:
+    """Cut a partial file after `count` lines: a killed run may have written to one file only, or half a line."""
+    if path.is_file():
+        lines = path.read_bytes().splitlines(keepends=True)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(b"".join(lines[:count]))
