@@ -43,6 +43,14 @@ class VectorQuantizer(nn.Module):
         return indices_BQ, self.embedding(indices_BQ)
 
 
+class Float32LayerNorm(nn.LayerNorm):
+    """LayerNorm computed in float32 whatever the input's type, since no norm has bounded the tokens before it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps).to(input.dtype)
+
+
 def quantize_loss(z_BQE: Tensor, quantized_BQE: Tensor, beta: float = 0.25) -> Tensor:
     """The VQ-VAE loss: codebook towards features plus `beta` times features towards codebook (commitment)."""
     return F.mse_loss(quantized_BQE, z_BQE.detach()) + beta * F.mse_loss(z_BQE, quantized_BQE.detach())
@@ -60,7 +68,7 @@ class SeedModel(nn.Module):
             self.pos_embed = nn.Parameter(torch.empty(1, queries, hidden))
         self.pos_embed_image = nn.Parameter(torch.empty(1, queries, hidden))
         self.visual_encoder = VisionTransformer(config.vit)
-        self.ln_vision = nn.LayerNorm(config.vit.embed_dim, eps=config.ln_vision_eps)
+        self.ln_vision = Float32LayerNorm(config.vit.embed_dim, eps=config.ln_vision_eps)
         self.Qformer = Qformer(config.qformer, config.vit.embed_dim)
         self.quantize = VectorQuantizer(config.n_embed, code_dim)
         self.encode_task_layer = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, code_dim))
@@ -99,10 +107,7 @@ class SeedModel(nn.Module):
     def encode_features(self, image_BCHW: Tensor) -> Tensor:
         """Normalised images [B, 3, S, S] -> the features before quantization, [B, Q, E]."""
         tokens = self.visual_encoder(image_BCHW)
-        norm = self.ln_vision
-        # In float32 whatever the weights' type, like the reference: no norm has bounded the tokens before this one.
-        normed = F.layer_norm(tokens.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
-        return self.encode_task_layer(self.Qformer(self.query_tokens, normed.to(tokens.dtype)))
+        return self.encode_task_layer(self.Qformer(self.query_tokens, self.ln_vision(tokens)))
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """Normalised images [B, 3, S, S] -> codes int64 [B, Q] in [0, n_embed)."""

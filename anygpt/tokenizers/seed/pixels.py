@@ -159,18 +159,16 @@ class UnclipPixels:
         # The embedding comes from the codes, so CLIP's own encoder (2.5 GB) stays unloaded; the pipeline only asks
         # its type of number.
         tiny = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-        image_encoder: nn.Module = CLIPVisionModelWithProjection(tiny)
+        image_encoder = CLIPVisionModelWithProjection(tiny)
         try:
-            pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(
-                config.path, torch_dtype=dtype, image_encoder=image_encoder.to(dtype)
-            )
+            pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(config.path, image_encoder=image_encoder)
         except Exception as error:  # three libraries read files and ask the network here, each with its own errors
             reason = " ".join(str(error).split())[:150]
             raise CheckpointError(
                 f"{config.path}: no unCLIP pipeline could be loaded ({reason}); give a local folder that holds "
                 f"model_index.json, such as a copy of {RELEASED_UNCLIP}"
             ) from None
-        return cls(pipeline.to(device), config)
+        return cls(pipeline.to(device, dtype), config)
 
     @property
     def embed_dim(self) -> int:
