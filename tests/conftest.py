@@ -18,3 +18,11 @@ settings.load_profile("repo")
 def golden_dir() -> Path:
     """Folder of parity vectors: ANYGPT_GOLDEN, else the copy in the repository."""
     return Path(os.environ.get("ANYGPT_GOLDEN", Path(__file__).parent / "golden"))
+
+
+@pytest.fixture(scope="session")
+def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for ANYGPT_HOME with a random model of 2 layers and its tokenizers, policies and task prompts."""
+    from fixtures_tiny import build_home
+
+    return build_home(tmp_path_factory.mktemp("tiny"))
