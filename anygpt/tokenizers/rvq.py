@@ -196,9 +196,7 @@ class ResidualVectorQuantizer(nn.Module):
         end = self.num_quantizers if n_q is None else n_q
         wanted = range(st, end) if layers is None else layers
         if not 0 <= st < end <= self.num_quantizers or not all(st <= i < end for i in wanted):
-            raise CodeError(
-                f"n_q {n_q} from {st} with layers {layers}: the quantizer has {self.num_quantizers} levels"
-            )
+            raise CodeError(f"n_q {n_q} from {st} with layers {layers}: the quantizer has {self.num_quantizers} levels")
         batch, _, frames = x_BCT.shape
         codes: list[Tensor] = []
         per_level: list[Tensor] = []

@@ -93,9 +93,7 @@ class EncodecTokenizer(ModalityTokenizer):
         """
         if settings:
             raise TypeError(f"unknown settings {', '.join(settings)}; {self.modality} takes none")
-        check_codes(
-            codes_KT, levels=[self.num_codebooks], codebook_size=self.codebook_size, what=self.modality
-        )
+        check_codes(codes_KT, levels=[self.num_codebooks], codebook_size=self.codebook_size, what=self.modality)
         return decode_wave(self.model, codes_KT)
 
     def code_defining_tensors(self) -> Iterable[tuple[str, Tensor]]:
