@@ -5,8 +5,8 @@ Every run of text between control tokens is encoded on its own, so it begins wit
 """
 
 import codecs
+import io
 import logging
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -45,9 +45,10 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of one run of text, without begin or end marks. Raises AnyGPTError for text that is not Unicode."""
         try:
-            return self._model.encode(text)
+            text.encode()  # sentencepiece's own error for a lone surrogate says nothing
         except UnicodeEncodeError as error:
             raise AnyGPTError(f"text is not valid Unicode at character {error.start}: {error.reason}") from None
+        return self._model.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of one run of ids, its dummy space removed; the inverse of `encode`.
@@ -103,25 +104,26 @@ def train_text_tokenizer(texts: Iterable[str], model_path: Path | str, *, pieces
     """
     model_path = Path(model_path)
     model_path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=model_path.parent) as work:
-        prefix = Path(work) / "tokenizer"
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(texts),
-                model_prefix=str(prefix),
-                vocab_size=pieces,
-                model_type="bpe",
-                byte_fallback=True,
-                split_digits=True,
-                allow_whitespace_only_pieces=True,
-                normalization_rule_name="identity",
-                remove_extra_whitespaces=False,
-                character_coverage=0.99995,
-                num_threads=1,
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            raise AnyGPTError(f"{model_path}: sentencepiece could not learn {pieces} pieces ({error})") from None
-        prefix.with_suffix(".model").replace(model_path)
+    model = io.BytesIO()  # a file's name would be stored in the model
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            vocab_size=pieces,
+            model_type="bpe",
+            byte_fallback=True,
+            split_digits=True,
+            allow_whitespace_only_pieces=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            character_coverage=0.99995,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise AnyGPTError(f"{model_path}: sentencepiece could not learn {pieces} pieces ({error})") from None
+    temporary = model_path.with_suffix(".partial")
+    temporary.write_bytes(model.getvalue())
+    temporary.replace(model_path)
     logger.info("%s: %d pieces", model_path, pieces)
     return TextTokenizer(model_path)
