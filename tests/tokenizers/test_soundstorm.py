@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anygpt.errors import AnyGPTError, CheckpointError, CodeError, ConfigError
 from anygpt.tokenizers.soundstorm import SoundStorm, SoundStormConfig, load_soundstorm, save_soundstorm
-from anygpt.tokenizers.soundstorm.conformer import ChannelNorm, DepthwiseConv
+from anygpt.tokenizers.soundstorm.conformer import ChannelNorm, DepthwiseConv, attend
 from anygpt.tokenizers.soundstorm.loss import Masking, draw_masking, masked_loss
 from anygpt.tokenizers.soundstorm.sampling import keep_top, mask_counts
 
@@ -43,6 +43,16 @@ def test_depthwise_convolution_equals_the_plain_one() -> None:
         conv = DepthwiseConv(6, kernel_size)
         x = torch.randn(2, 17, 6)
         torch.testing.assert_close(conv(x), conv.conv(x.transpose(1, 2)).transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+
+def test_training_attention_equals_the_fused_one() -> None:
+    q, k, v = torch.randn(3, 2, 4, 9, 6).unbind()
+    bias = torch.zeros(2, 1, 1, 9)
+    bias[1, ..., 5:] = torch.finfo(torch.float32).min
+    for mask in (None, bias):
+        with torch.no_grad():
+            fused = attend(q, k, v, mask)
+        torch.testing.assert_close(attend(q, k, v, mask), fused, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "floor"), [(torch.float32, 1e-6), (torch.float64, 1e-4)])

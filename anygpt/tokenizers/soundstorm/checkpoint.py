@@ -1,5 +1,6 @@
 """Loading and saving SoundStorm, from released files and from our folders."""
 
+import hashlib
 import json
 import pickle
 import re
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from anygpt.errors import CheckpointError
 from anygpt.media import atomic_write
-from anygpt.tokenizers.audio_codec import load_strictly
+from anygpt.tokenizers.audio_codec import AudioCodecModel, code_defining_tensors, load_strictly
 from anygpt.tokenizers.soundstorm.config import SoundStormConfig
 from anygpt.tokenizers.soundstorm.model import SoundStorm
 
@@ -63,6 +64,15 @@ def save_soundstorm(model: SoundStorm, folder: Path, *, dtype: torch.dtype = tor
         save_file(state, temporary)
     with atomic_write(folder / CONFIG_FILE) as temporary:
         temporary.write_text(json.dumps(model.config.to_mapping(), indent=2) + "\n", encoding="utf-8")
+
+
+def codec_fingerprint(codec: AudioCodecModel) -> str:
+    """SHA-256 over everything that decides the codes of all the codec's levels, which SoundStorm learns."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(code_defining_tensors(codec, codec.n_q), key=lambda pair: pair[0]):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
