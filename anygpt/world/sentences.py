@@ -155,7 +155,8 @@ STATEMENTS = _words(
     "a_{colour}_{food}_is_on_the_{adjective}_plate there_is_no_{stuff}_in_the_kitchen "
     # things and places
     "the_{object}_is_{colour} the_{adjective}_{object}_is_{on}_the_{object} the_{clothes}_is_too_{adjective} "
-    "my_{clothes}_is_{colour}_and_{colour} {name}_is_wearing_a_{clothes} the_{vehicle}_is_{adjective} the_{colour}_{vehicle}_stopped_at_the_{place} "
+    "my_{clothes}_is_{colour}_and_{colour} {name}_is_wearing_a_{clothes} "
+    "the_{vehicle}_is_{adjective} the_{colour}_{vehicle}_stopped_at_the_{place} "
     "there_is_a_{place}_near_the_{place} there_are_{number}_{objects}_{on}_the_{object} "
     "the_{place}_is_{adjective}_and_{adjective} the_{object}_is_made_of_{metal} this_{object}_costs_{number}_dollars "
     "the_{vehicle}_to_{town}_leaves_at_{hour} the_{nature}_is_{adjective} the_{nature}_looks_{colour}_{when} "

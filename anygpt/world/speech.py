@@ -12,7 +12,7 @@ import numpy as np
 import soxr
 
 from anygpt.errors import AnyGPTError, nearest
-from anygpt.world import images
+from anygpt.world import images, music
 from anygpt.world.espeak import Espeak
 from anygpt.world.sentences import is_held_out, random_sentence
 
@@ -23,7 +23,7 @@ MARGIN_S = 0.04
 CAPTION_SHARE = 0.3
 SPLITS = ("train", "heldout_sentences", "heldout_voices")
 
-CAPTION_SOURCES: tuple[Callable[[random.Random], str], ...] = (images.caption_sentence,)
+CAPTION_SOURCES: tuple[Callable[[random.Random], str], ...] = (images.caption_sentence, music.caption_sentence)
 """What else is read aloud, besides sentences of the grammar."""
 
 _ACCENTS = {
