@@ -105,10 +105,15 @@ class LoopConfig:
         return warm * max(self.final_lr_ratio, min(1.0, left))
 
 
-def load_recipe(name: str, config: dict[str, Any], workdir: Path) -> TokenizerRecipe:
-    """Build the recipe called `name`. Raises ConfigError that lists the known ones."""
+def check_name(name: str) -> None:
+    """Raise ConfigError, listing the known tokenizers, when `name` is none of them."""
     if name not in RECIPES:
         raise ConfigError(f"unknown tokenizer '{name}'{nearest(name, RECIPES)}; known: {', '.join(RECIPES)}")
+
+
+def load_recipe(name: str, config: dict[str, Any], workdir: Path) -> TokenizerRecipe:
+    """Build the recipe called `name`. Raises ConfigError that lists the known ones."""
+    check_name(name)
     module, _, attribute = RECIPES[name].partition(":")
     return getattr(importlib.import_module(module), attribute)(config, workdir)
 

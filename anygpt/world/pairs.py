@@ -17,6 +17,7 @@ from anygpt.media import Audio, atomic_write
 from anygpt.modality import get_modality
 from anygpt.tokenizers.base import ModalityTokenizer
 from anygpt.world import images, music, speech
+from anygpt.world.sentences import typed_variant
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,9 @@ def _speech_pairs(split: str, seed: int, first: int) -> Iterator[WorldPair]:
     world = speech.SpeechWorld("heldout_sentences" if split == "heldout" else split, seed)
     for index in range(first, 2**62):
         sample = world.sample(index)
-        yield WorldPair(media=Audio(sample.wave[None], speech.RATE_HZ), caption=sample.text, prompt=sample.text)
+        rng = random.Random(f"prompt/speech/{split}/{seed}/{index}")
+        prompt = typed_variant(sample.text, rng)
+        yield WorldPair(media=Audio(sample.wave[None], speech.RATE_HZ), caption=sample.text, prompt=prompt)
 
 
 def _music_pairs(split: str, seed: int, first: int) -> Iterator[WorldPair]:
@@ -61,6 +64,10 @@ PAIRS: dict[str, Callable[[str, int, int], Iterator[WorldPair]]] = {
     "music": _music_pairs,
 }
 """Modality -> function of (split, seed, first index) that yields pairs."""
+
+
+DEFAULT_TOKENIZERS = {"image": "seed-mini", "speech": "speechtokenizer-mini", "music": "encodec-mini"}
+"""Modality -> the shipped tokenizer, by its name under `tokenizers/`."""
 
 
 def world_pairs(modality: str, split: str = "train", seed: int = 0, first: int = 0) -> Iterator[WorldPair]:

@@ -103,6 +103,16 @@ class SeedTrainingModel(nn.Module):
             # The flattening is then transparent to the pixel decoder from the first step on.
             nn.init.eye_(distill.weight)
             nn.init.zeros_(distill.bias)
+        self._place_positions()
+
+    def _place_positions(self) -> None:
+        """Start from positions as large as the content, in a 2D pattern: learning where things are is the slow part."""
+        vision, pixels = self.seed.visual_encoder, self.pixels
+        with torch.no_grad():
+            vision.pos_embed[0, 1:] = sincos_positions(self.seed.config.vit.img_size // self.seed.config.vit.patch_size, vision.pos_embed.shape[-1])
+            pixels.patch_queries[0] = sincos_positions(pixels.config.grid, pixels.config.width)
+            nn.init.normal_(self.seed.pos_embed_image, std=0.5)
+            nn.init.normal_(pixels.pos_embed, std=0.5)
 
 
 class SeedRecipe(TokenizerRecipe):
@@ -277,6 +287,15 @@ class SeedRecipe(TokenizerRecipe):
         }
         with atomic_write(folder / "config.json") as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def sincos_positions(grid: int, width: int) -> Tensor:
+    """Sines and cosines of row and column at growing wavelengths, float32 [grid * grid, width], row by row."""
+    frequencies = torch.pi / grid * torch.logspace(0, 1, width // 4, base=grid)
+    phase = torch.arange(grid)[:, None] * frequencies
+    line = torch.cat([phase.sin(), phase.cos()], dim=1)
+    rows, columns = line.repeat_interleave(grid, 0), line.repeat(grid, 1)
+    return 0.7 * torch.cat([rows, columns], dim=1)
 
 
 def multiscale_gradient_loss(error: Tensor, weight: Tensor, scales: int = 3) -> Tensor:

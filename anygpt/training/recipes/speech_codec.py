@@ -26,6 +26,8 @@ from anygpt.training.recipes import audio
 from anygpt.training.tokenizer_loop import TokenizerRecipe
 from anygpt.world.speech import PHONEMES, VOICES, SpeechSample, SpeechWorld, frame_labels
 
+_HEAD_SCALE = 12.0
+"""Multiplies the unit vectors that the heads read: their logits could not be sharp otherwise."""
 _NUM_WARPS = 14
 """Frequency warps to draw from."""
 _MARGIN_FRAMES = 8
@@ -71,6 +73,10 @@ class _Training(nn.Module):
         super().__init__()
         self.codec = SpectralCodec(config.codec)
         self.heads = nn.ModuleList(nn.Linear(config.codec.dimension, len(PHONEMES)) for _ in range(3))
+
+    def logits(self, x_BTC: Tensor) -> list[Tensor]:
+        """Of level-1 vectors [B, T, C]: [B, T, phonemes] of each head."""
+        return [head(_HEAD_SCALE * x_BTC) for head in self.heads]
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,7 @@ class SpeechCodecRecipe(TokenizerRecipe):
         # Vectors of unit length: the squared distances sum over channels.
         scale = config.codec.dimension
         loss = phoneme_loss + scale * (config.commitment_weight * commitment + config.agreement_weight * agreement)
-        predicted_BT = self.model.heads[0](quantized_BTC.detach()).argmax(-1)
+        predicted_BT = self.model.logits(quantized_BTC.detach())[0].argmax(-1)
         return loss, book.lookup(codes_1BT[0]), {
             "phoneme_loss": float(phoneme_loss.detach()),
             "phoneme_accuracy": float((predicted_BT == labels_BT).float().mean()),
@@ -178,7 +184,7 @@ class SpeechCodecRecipe(TokenizerRecipe):
 
     def _phoneme_loss(self, x_BTC: Tensor, labels_BT: Tensor) -> Tensor:
         """Cross-entropy of the phonemes of the frame itself and, at lower weight, of frames before and after it."""
-        here, before, after = (head(x_BTC) for head in self.model.heads)
+        here, before, after = self.model.logits(x_BTC)
         shift, weight = self.config.neighbour_frames, self.config.neighbour_weight
         loss = _cross_entropy(here, labels_BT)
         loss = loss + weight * _cross_entropy(before[:, shift:], labels_BT[:, :-shift])
@@ -238,7 +244,7 @@ class SpeechCodecRecipe(TokenizerRecipe):
         codes = [codec.encode(sample.wave[None, None])[0, 0] for sample in samples]
         codes_N = torch.cat(codes)
         labels_N = torch.cat([sample.phonemes for sample in samples])
-        guesses_N = self.model.heads[0](codec.quantizer.codebooks[0].lookup(codes_N)).argmax(-1)
+        guesses_N = self.model.logits(codec.quantizer.codebooks[0].lookup(codes_N))[0].argmax(-1)
         joint = audio.perplexity(labels_N * codec.codebook_size + codes_N, codec.codebook_size * len(PHONEMES))
         return {
             "phoneme_accuracy": float((guesses_N == labels_N).float().mean()),

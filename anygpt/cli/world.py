@@ -1,0 +1,50 @@
+"""`anygpt world`: the synthetic world as training data."""
+
+import logging
+from pathlib import Path
+
+
+def world(
+    modality: str,
+    *,
+    out: Path,
+    count: int,
+    tokenizer: str | None = None,
+    split: str = "train",
+    seed: int = 0,
+    batch_size: int = 64,
+) -> None:
+    """Make COUNT tokenized pairs of the synthetic world's MODALITY (image, speech, music, or `text`).
+
+    Writes <modality>_captions.jsonl and <modality>_prompts.jsonl, in the published pre-training format. `text` instead
+    learns the small model's text tokenizer from the world's texts: COUNT pieces, into tokenizer.model.
+
+    Args:
+        modality: What to make.
+        out: Output folder.
+        count: Number of pairs (of pieces, for text).
+        tokenizer: Tokenizer folder or name under tokenizers/; without it the shipped one of the modality.
+        split: train or heldout.
+        seed: The same seed gives the same pairs.
+        batch_size: Items tokenized at once.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from anygpt.errors import AnyGPTError
+
+    if split not in ("train", "heldout"):
+        raise AnyGPTError(f"--split is '{split}', expected train or heldout")
+    if modality == "text":
+        from anygpt.world.texts import learn_text_tokenizer
+
+        print(learn_text_tokenizer(out / "tokenizer.model", pieces=count, seed=seed).model_path)
+        return
+    from anygpt.paths import resource
+    from anygpt.tokenizers.base import load_tokenizer
+    from anygpt.world.pairs import DEFAULT_TOKENIZERS, world_pairs, write_pairs
+
+    world_pairs(modality)
+    name = tokenizer or DEFAULT_TOKENIZERS[modality]
+    folder = Path(name) if Path(name).is_dir() else resource("tokenizers", name)
+    loaded = load_tokenizer(folder)
+    for path in write_pairs(loaded, out, count=count, split=split, seed=seed, batch_size=batch_size):
+        print(path)
