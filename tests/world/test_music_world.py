@@ -1,4 +1,4 @@
-"""The music world composes, plays, captions and splits as it says. Needs FluidSynth; skipped with that reason without."""
+"""The music world composes, plays, captions and splits as it says. Skipped with the reason where FluidSynth is missing."""
 
 import random
 

@@ -106,6 +106,6 @@ class MusicCodecRecipe(TokenizerRecipe):
 
     def _validation_waves(self) -> list[Tensor]:
         if not self._validation:
-            world = MusicWorld("validation", self.config.seed)
+            world = MusicWorld("heldout", self.config.seed)
             self._validation = [torch.from_numpy(world.sample(i).wave) for i in range(self.config.validation_clips)]
         return self._validation
