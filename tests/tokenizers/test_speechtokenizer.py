@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from safetensors.torch import save_file
 from anygpt.errors import CheckpointError, CodeError, ConfigError, MediaError
 from anygpt.media import Audio, save_audio
 from anygpt.tokenizers.base import load_tokenizer
-from anygpt.tokenizers.soundstorm import SoundStorm, SoundStormConfig, save_soundstorm
+from anygpt.tokenizers.soundstorm import (
+    SoundStorm,
+    SoundStormConfig,
+    codec_fingerprint,
+    load_soundstorm,
+    save_soundstorm,
+)
 from anygpt.tokenizers.speechtokenizer.model import SpeechTokenizerModel
 from anygpt.tokenizers.speechtokenizer.seanet import fold_weight_norm
 from anygpt.tokenizers.speechtokenizer.tokenizer import SpeechTokenizer
@@ -288,6 +295,22 @@ def test_soundstorm_must_fit_the_codec(folder: Path) -> None:
     codes = tokenizer.encode([tone()])[0]
     with pytest.raises(CheckpointError, match="made for 7 acoustic levels of 16 codes, the codec has 3"):
         tokenizer.decode(codes)
+
+
+def test_soundstorm_must_have_learned_this_codec(folder: Path, tmp_path: Path) -> None:
+    storm = load_soundstorm(folder.parent / "storm")
+    model = make_model()
+    model.quantizer.codebooks[7].embed += 1
+    for learned_from, fits in ((make_model(), True), (model, False)):
+        storm.config = replace(storm.config, codec_fingerprint=codec_fingerprint(learned_from))
+        save_soundstorm(storm, tmp_path)
+        tokenizer = SpeechTokenizer(make_model(), soundstorm=tmp_path)
+        codes = tokenizer.encode([tone()])[0]
+        if fits:
+            assert tokenizer.decode(codes).samples == codes.shape[1] * 320
+        else:
+            with pytest.raises(CheckpointError, match="trained on another codec's codes"):
+                tokenizer.decode(codes)
 
 
 def test_spectral_backbone_serves_speech(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ class SpeechTokenizer(ModalityTokenizer):
         """The acoustic model, loaded on first use: understanding speech doesn't need it."""
         if self._soundstorm_path is None:
             return None
-        from anygpt.tokenizers.soundstorm import load_soundstorm
+        from anygpt.tokenizers.soundstorm import codec_fingerprint, load_soundstorm
 
         soundstorm = load_soundstorm(self._soundstorm_path, device=self._device)
         wanted = (self.model.n_q - 1, self.codebook_size)
@@ -114,6 +114,11 @@ class SpeechTokenizer(ModalityTokenizer):
             sizes = "{} acoustic levels of {} codes"
             raise CheckpointError(
                 f"{self._soundstorm_path}: made for {sizes.format(*got)}, the codec has {sizes.format(*wanted)}"
+            )
+        trained_with = soundstorm.config.codec_fingerprint
+        if trained_with is not None and trained_with != codec_fingerprint(self.model):
+            raise CheckpointError(
+                f"{self._soundstorm_path}: trained on another codec's codes; use the SoundStorm that goes with this one"
             )
         return soundstorm
 
