@@ -1,4 +1,4 @@
-"""A tiny random model with tiny random tokenizers, laid out as an ANYGPT_HOME: for tests of everything that runs one."""
+"""A tiny random model with its tokenizers, laid out as an ANYGPT_HOME: for tests of everything that runs one."""
 
 import json
 import shutil

@@ -69,7 +69,7 @@ class Grammar:
         span = 0
         if request.forced is not None:
             span = max(policies[request.forced].max_new_tokens + 2, self.shortest_span(request.forced))
-        return span if request.ends_after_span else span + policies["text"].max_new_tokens + 1
+        return span if span and request.ends_after_span else span + policies["text"].max_new_tokens + 1
 
 
 class Automaton:

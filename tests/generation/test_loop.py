@@ -1,0 +1,105 @@
+"""The cached loop against its plain twin, its seeds, and conversations that keep their cache."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures_tiny import CONTEXT, SPECS
+
+from anygpt.errors import AnyGPTError
+from anygpt.generation.grammar import Grammar, Request
+from anygpt.generation.llama import LlamaDecoder
+from anygpt.generation.loop import generate, generate_slow
+from anygpt.generation.policies import Policy
+from anygpt.vocabulary import Span, Vocabulary
+
+POLICIES = {name: Policy(do_sample=False, max_new_tokens=40) for name in ("text", *SPECS)}
+DRAWN = {name: policy.override({"do_sample": True, "temperature": 0.9}) for name, policy in POLICIES.items()}
+PENALTY = {name: policy.override({"repetition_penalty": 1.3, "top_k": 9}) for name, policy in DRAWN.items()}
+REQUESTS = [*map(Request.only, ("text", *SPECS)), Request(allowed=frozenset(SPECS)), Request(forced="image")]
+PROMPT = [1, 270, 281, 265, 290]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=str)
+@pytest.mark.parametrize("policies", [POLICIES, DRAWN, PENALTY], ids=["greedy", "drawn", "penalty"])
+def test_equals_the_uncached_twin(
+    model_folder: Path,
+    decoder: LlamaDecoder,
+    grammar: Grammar,
+    request_: Request,
+    policies: dict[str, Policy],
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    rules = {"grammar": grammar, "request": request_, "policies": policies}
+    # 60 ids are past every switch between text and span that the longest of these answers makes.
+    fast = list(islice(generate(decoder, PROMPT, **rules, generator=seeded()), 60))
+    slow = list(islice(generate_slow(model, PROMPT, **rules, generator=seeded()), 60))
+    assert fast == slow
+
+
+def test_seeds(decoder: LlamaDecoder, grammar: Grammar) -> None:
+    def answer(seed: int) -> list[int]:
+        return list(
+            generate(
+                decoder,
+                PROMPT,
+                grammar=grammar,
+                request=Request.only("image"),
+                policies=DRAWN,
+                generator=seeded(seed),
+            )
+        )
+
+    assert answer(1) == answer(1)
+    assert answer(1) != answer(2)
+
+
+def test_a_kept_cache_continues_the_conversation(
+    decoder: LlamaDecoder, grammar: Grammar, vocabulary: Vocabulary
+) -> None:
+    rules = {"grammar": grammar, "policies": PENALTY}
+    cache = decoder.new_cache()
+    first = list(generate(decoder, PROMPT, **rules, request=Request.only("music"), generator=seeded(), cache=cache))
+    assert cache.ids == [*PROMPT, *first[:-1]]
+    question = [first[-1], 300, 301]
+    kept = list(generate(decoder, question, **rules, request=Request(), generator=seeded(), cache=cache))
+    whole = [*PROMPT, *first, *question[1:]]
+    assert kept == list(generate(decoder, whole, **rules, request=Request(), generator=seeded()))
+
+
+def test_stopping_leaves_a_usable_cache(decoder: LlamaDecoder, grammar: Grammar) -> None:
+    cache = decoder.new_cache()
+    answer = generate(decoder, PROMPT, grammar=grammar, request=Request.only("music"), policies=POLICIES, cache=cache)
+    taken = list(islice(answer, 5))
+    answer.close()  # type: ignore[attr-defined]
+    assert cache.ids == [*PROMPT, *taken[:4]]
+
+
+def test_too_long_a_prompt_fails_before_computing(decoder: LlamaDecoder, grammar: Grammar) -> None:
+    cache = decoder.new_cache()
+    with pytest.raises(AnyGPTError, match=f"context of {CONTEXT}: shorten"):
+        generate(
+            decoder,
+            [5] * CONTEXT,
+            grammar=grammar,
+            request=Request.only("text"),
+            policies=POLICIES,
+            cache=cache,
+        )
+    assert cache.ids == []
+
+
+def test_answer_ends_with_the_context(decoder: LlamaDecoder, grammar: Grammar, vocabulary: Vocabulary) -> None:
+    policies = {**POLICIES, "music": Policy(min_new_tokens=2000, max_new_tokens=2000)}
+    ids = list(
+        generate(decoder, [5] * (CONTEXT - 20), grammar=grammar, request=Request.only("music"), policies=policies)
+    )
+    (span,) = vocabulary.decode_ids(ids)
+    assert isinstance(span, Span) and span.codes_KT.shape == (3, 6)

@@ -1,0 +1,66 @@
+"""Drawing ids, compared with the logits processors of transformers where there is one."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from anygpt.generation.policies import Policy
+from anygpt.generation.sampling import sample
+
+LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, float("-inf"), 0.0])
+
+
+def drawn(policy: Policy, count: int = 2000, **arguments: object) -> Counter[int]:
+    generator = torch.Generator().manual_seed(0)
+    return Counter(sample(LOGITS, policy, generator=generator, **arguments) for _ in range(count))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("policy", [Policy(do_sample=False), Policy(temperature=0.0)])
+def test_greedy_takes_the_most_likely(policy: Policy) -> None:
+    assert drawn(policy, 5) == {0: 5}
+
+
+def test_frequencies_follow_the_temperature() -> None:
+    probabilities = (LOGITS / 2).softmax(-1)
+    counts = drawn(Policy(temperature=2.0), 4000)
+    # Five standard deviations: one false alarm in a million.
+    for index, probability in enumerate(probabilities.tolist()):
+        spread = math.sqrt(4000 * probability * (1 - probability))
+        assert abs(counts[index] - 4000 * probability) <= 5 * spread, index
+
+
+@pytest.mark.parametrize(
+    "policy", [Policy(top_k=2), Policy(top_p=0.8), Policy(top_k=3, top_p=0.5), Policy(top_p=0.01), Policy(top_k=100)]
+)
+def test_support_equals_transformers(policy: Policy) -> None:
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    scores = TemperatureLogitsWarper(0.7)(None, LOGITS[None])
+    if policy.top_k:
+        scores = TopKLogitsWarper(policy.top_k)(None, scores)
+    if policy.top_p < 1:
+        scores = TopPLogitsWarper(policy.top_p)(None, scores)
+    expected = {index for index, score in enumerate(scores[0].tolist()) if score > -math.inf}
+    assert set(drawn(policy.override({"temperature": 0.7}))) == expected
+
+
+def test_repetition_penalty_equals_transformers() -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    seen = torch.tensor([0, 3])
+    policy = Policy(repetition_penalty=4.0, do_sample=False)
+    before = LOGITS.clone()
+    expected = RepetitionPenaltyLogitsProcessor(4.0)(seen[None], LOGITS[None].clone())
+    assert sample(LOGITS, policy, seen=seen) == int(expected.argmax()) == 1
+    assert torch.equal(LOGITS, before)
+
+
+def test_same_seed_same_ids() -> None:
+    first, second = ([sample(LOGITS, Policy(), generator=g) for _ in range(20)] for g in map(seeded, (5, 5)))
+    assert first == second
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
