@@ -46,6 +46,9 @@ class SpectralConfig:
     decoder_depth: int = 6
     expansion: int = 3
     kernel_size: int = 7
+    """Frames that a block of the decoder and of the semantic branch sees."""
+    encoder_kernel_size: int = 7
+    """The same of the acoustic encoder: small, equal sounds get equal codes whatever is around them."""
     semantic: bool = False
     """Whether a branch of its own makes the first level; otherwise a plain residual quantizer."""
     semantic_width: int = 160
@@ -60,6 +63,8 @@ class SpectralConfig:
                     f"spectral codec: window {window} with hop {hop}: the hop must divide hop_length "
                     f"({self.hop_length}), and the window exceed it by an even number"
                 )
+        if self.kernel_size % 2 == 0 or self.encoder_kernel_size % 2 == 0:
+            raise ConfigError("spectral codec: kernel sizes must be odd, for as much context on both sides")
         if self.synthesis[0] % self.synthesis[1]:
             raise ConfigError(f"spectral codec: synthesis {self.synthesis}: the hop must divide the window")
 
@@ -240,7 +245,14 @@ class _Encoder(nn.Module):
         for window, hop in config.analysis:
             self.register_buffer(f"window_{window}", torch.hann_window(window), persistent=False)
             features += (window // 2 + 1) * (config.hop_length // hop)
-        self.acoustic = _stack(config, features, config.encoder_width, config.dimension, config.encoder_depth)
+        self.acoustic = _stack(
+            config,
+            features,
+            config.encoder_width,
+            config.dimension,
+            config.encoder_depth,
+            kernel_size=config.encoder_kernel_size,
+        )
         self.semantic = None
         if config.semantic:
             window, hop = config.semantic_analysis
@@ -348,9 +360,16 @@ class SpectralCodec(nn.Module):
         return overlap_add(signals, self.get_buffer("window_out"), hop)
 
 
-def _stack(config: SpectralConfig, in_width: int, width: int, out_width: int, depth: int) -> ConvNeXtStack:
+def _stack(
+    config: SpectralConfig, in_width: int, width: int, out_width: int, depth: int, kernel_size: int | None = None
+) -> ConvNeXtStack:
     return ConvNeXtStack(
-        in_width, width, out_width, depth=depth, expansion=config.expansion, kernel_size=config.kernel_size
+        in_width,
+        width,
+        out_width,
+        depth=depth,
+        expansion=config.expansion,
+        kernel_size=kernel_size or config.kernel_size,
     )
 
 
