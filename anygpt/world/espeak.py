@@ -62,7 +62,6 @@ class Espeak:
         self._library = _load()
         self._lock = threading.Lock()
         self._voices = tempfile.TemporaryDirectory(prefix="anygpt-voices-")
-        self._voice = ""
         self._pieces: list[bytes] = []
         self._phonemes: list[tuple[str, int]] = []
         # The library keeps the pointer only, so the object must live as long as this one.
@@ -85,6 +84,7 @@ class Espeak:
         Two calls with the same arguments give the same samples if the voice has `flutter 0`.
         """
         with self._lock:
+            # Also when it is the voice of the last call: this clears what the synthesizer remembers of it.
             self._set_voice(voice)
             self._library.espeak_SetParameter(_PARAMETER_RATE, speed_wpm, 0)
             # Breath is made of rand(); flutter has a counter that can't be reset, hence `flutter 0` above.
@@ -97,13 +97,10 @@ class Espeak:
             return Utterance(wave=wave, rate_hz=self.rate_hz, phonemes=tuple(self._phonemes))
 
     def _set_voice(self, voice: str) -> None:
-        if voice == self._voice:
-            return
         path = Path(self._voices.name, "voice")
         path.write_text(voice)
         status = self._library.espeak_ng_SetVoiceByFile(str(path).encode())
         assert status == 0, (status, voice)
-        self._voice = voice
 
     def _receive(self, samples: int | None, count: int, events: "ctypes._Pointer[_Event]") -> int:
         if samples and count > 0:

@@ -1,4 +1,4 @@
-"""The music world composes, plays, captions and splits as it says. Skipped with the reason where FluidSynth is missing."""
+"""The music world composes, plays, captions and splits as it says. Skipped with the reason without FluidSynth."""
 
 import random
 
