@@ -52,7 +52,7 @@ def render(
     user is left out. Raises AnyGPTError for an empty message that isn't the last, or a training example that doesn't
     end with an answer; CodeError for codes that don't fit.
     """
-    if end_of_text and (not turns or turns[-1].role != "assistant" or not turns[-1].segments):
+    if end_of_text and (not turns or turns[-1].role != "assistant" or not join_texts(turns[-1].segments)):
         raise AnyGPTError("a training conversation must end with an assistant's message")
     opened = vocab.block(answer_modality).spec if answer_modality else None
     parts = _chat_parts(turns, _template(template), answer_prefix=answer_prefix, opened=opened)
@@ -175,8 +175,8 @@ def parse_answer(ids: Sequence[int], template: ChatTemplate | str, vocab: Vocabu
     tag = Control(template.assistant)
     if tag in items:
         items = items[len(items) - items[::-1].index(tag) :]
-    if items and isinstance(items[0], Text):
-        items = (Text(_without_colon(items[0].text)), *items[1:])
+        if items and isinstance(items[0], Text):
+            items = (Text(_without_colon(items[0].text)), *items[1:])
     return Turn("assistant", join_texts(items))
 
 
@@ -198,14 +198,15 @@ def _chat_parts(
     for number, turn in enumerate(turns, start=1):
         tag, end = template.tags(turn.role)
         is_last, trained = number == len(turns), turn.role == "assistant"
+        segments = join_texts(turn.segments)
         parts.append(_Part(tag, False))
-        if not turn.segments:
+        if not segments:
             if not is_last or turn.role == "user":
                 raise AnyGPTError(f"message {number} of the conversation ({turn.role}) is empty")
             parts.append(_Part(Text(":"), False))
             return parts
         parts += (_Part(Text(":"), False), _Part(Text(" "), trained))
-        parts += [_Part(segment, trained) for segment in turn.segments]
+        parts += [_Part(segment, trained) for segment in segments]
         parts.append(_Part(end, trained))
         if not is_last:
             parts.append(_Part(Text("\n"), False))

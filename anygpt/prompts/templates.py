@@ -107,7 +107,8 @@ def user_turn(text: str, media: Iterable[Media] = ()) -> Turn:
     With speech in it, a fixed request for a spoken reply is appended, as in the released chat model.
     """
     form = load_templates().message
-    ordered = sorted(media, key=lambda item: form.order.index(item.modality))
+    place = {name: number for number, name in enumerate(form.order)}
+    ordered = sorted(media, key=lambda item: place.get(item.modality, len(place)))
     segments: list[Segment] = []
     for item in ordered:
         segments += (item, Text(" "))
