@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from anygpt.errors import CheckpointError
@@ -41,7 +42,7 @@ def save_safetensors(module: nn.Module, path: Path, dtype: torch.dtype = torch.f
         for name, tensor in module.state_dict().items()
     }
     with atomic_write(path) as temporary:
-        save_file(state, temporary)
+        temporary.write_bytes(to_safetensors(state))  # `save_file` would make a file that only its owner can read
 
 
 def load_released(path: Path, config: SeedConfig) -> SeedModel:
