@@ -1,0 +1,163 @@
+"""The training mixture: proportions, coverage, splits, resuming, and what a broken line says."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from anygpt.code_strings import codes_to_string
+from anygpt.data.jsonl import JsonlFile, in_validation
+from anygpt.data.mixture import PackedMixture, PairSource, SourceConfig, ValidationPairs
+from anygpt.data.packing import PackingConfig
+from anygpt.errors import AnyGPTError, ConfigError
+from anygpt.modality import MODALITIES
+from anygpt.prompts.tasks import TaskPrompts
+from anygpt.text_tokenizer import train_text_tokenizer
+from anygpt.vocabulary import Vocabulary
+
+SIZES = {"image": (16, 1), "music": (8, 4)}
+SPECS = [MODALITIES[name].with_codebooks(codebook_size=size, num_codebooks=k) for name, (size, k) in SIZES.items()]
+PACKING = PackingConfig(row_lengths=(192, 320), tokens_per_micro_batch=640)
+WORDS = ("red", "green", "blue", "dog", "cat", "tree", "slow", "fast", "piano", "drum")
+
+
+@pytest.fixture(scope="module")
+def vocab(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    folder = tmp_path_factory.mktemp("vocabulary")
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=6)) for _ in range(300)]
+    train_text_tokenizer(texts, folder / "text.model", pieces=300)
+    return Vocabulary.create(folder, folder / "text.model", SPECS)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rng, generator = random.Random(1), torch.Generator().manual_seed(1)
+    for spec, count in zip(SPECS, (90, 60), strict=True):
+        with (folder / f"{spec.name}.jsonl").open("w") as file:
+            for _ in range(count):
+                frames = spec.frames or 20
+                codes = torch.randint(0, spec.codebook_size, (spec.num_codebooks, frames), generator=generator)
+                row = {"text": " ".join(rng.choices(WORDS, k=4)), spec.name: codes_to_string(spec, codes)}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return folder
+
+
+def _sources(data: Path, vocab: Vocabulary, **weights: float) -> list[PairSource]:
+    prompts = TaskPrompts.load()
+    return [
+        PairSource(
+            SourceConfig(path=data / f"{name}.jsonl", modality=name, weight=weight),
+            vocab,
+            prompts,
+            validation_fraction=0.2,
+        )
+        for name, weight in weights.items()
+    ]
+
+
+def _mixture(sources: list[PairSource], length: int = 60, index_path: Path | None = None) -> PackedMixture:
+    return PackedMixture(sources, PACKING, length=length, seed=5, index_path=index_path, chunk_examples=64)
+
+
+def test_tokens_come_in_the_proportion_asked_for(data: Path, vocab: Vocabulary) -> None:
+    mixture = _mixture(_sources(data, vocab, image=1.0, music=3.0), length=200)
+    tokens: Counter[str] = Counter()
+    for i in range(len(mixture)):
+        batch = mixture[i]
+        for row, segments in zip(batch["input_ids"].tolist(), batch["segment_ids"], strict=True):
+            for segment in range(1, int(segments.max()) + 1):
+                ids = [index for index, s in zip(row, segments.tolist(), strict=True) if s == segment]
+                name = "music" if vocab.start_id("music") in ids else "image"
+                tokens[name] += len(ids)
+    assert tokens["music"] / tokens["image"] == pytest.approx(3.0, rel=0.12)
+
+
+def test_a_pass_shows_every_training_line_once(data: Path, vocab: Vocabulary) -> None:
+    source = _sources(data, vocab, image=1.0)
+    train = source[0].split[0]
+    mixture = _mixture(source)
+    for turn in range(2):
+        shown = [mixture._line(0, turn * len(train) + i) for i in range(len(train))]
+        assert sorted(shown) == sorted(train)
+
+
+def test_training_and_validation_share_no_text(data: Path, vocab: Vocabulary) -> None:
+    (source,) = _sources(data, vocab, image=1.0)
+    train, validation = source.split
+    texts = [{source.pair(i)[0].lower() for i in lines} for lines in (train, validation)]
+    assert len(validation) > 3 and not texts[0] & texts[1]
+    assert in_validation("A Dog ", 0.5) == in_validation("a dog", 0.5)
+
+
+def test_a_resumed_mixture_goes_on_where_it_was(data: Path, vocab: Vocabulary, tmp_path: Path) -> None:
+    index = tmp_path / "index.json"
+    whole = [_mixture(_sources(data, vocab, image=1.0, music=1.0), index_path=index)[i] for i in range(40)]
+    again = _mixture(_sources(data, vocab, image=1.0, music=1.0), index_path=index)
+    without_index = _mixture(_sources(data, vocab, image=1.0, music=1.0))
+    for i in (39, 25, 0):
+        for key, tensor in whole[i].items():
+            assert torch.equal(again[i][key], tensor) and torch.equal(without_index[i][key], tensor)
+
+
+def test_both_directions_are_trained_and_every_id_counts(data: Path, vocab: Vocabulary) -> None:
+    (source,) = _sources(data, vocab, music=1.0)
+    start, eoh = vocab.start_id("music"), vocab.control_id("<eoh>")
+    seen = set()
+    mixture = _mixture([source], length=30)
+    for i in range(len(mixture)):
+        batch = mixture[i]
+        counted = (batch["position_ids"] > 0) & (batch["segment_ids"] > 0)
+        assert torch.equal(batch["loss_weights"] > 0, counted)
+        for row in batch["input_ids"].tolist():
+            seen.add(row.index(start) < row.index(eoh))
+    assert seen == {True, False}
+
+
+def test_validation_measures_answers_only(data: Path, vocab: Vocabulary) -> None:
+    (source,) = _sources(data, vocab, image=1.0)
+    pairs = ValidationPairs(source, "text2x", PACKING, limit=4)
+    batch = pairs[0]
+    eoh = vocab.control_id("<eoh>")
+    for row, weights in zip(batch["input_ids"].tolist(), batch["loss_weights"].tolist(), strict=True):
+        assert not any(weights[: row.index(eoh) + 1])
+        assert sum(weight > 0 for weight in weights) >= 32 + 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2 is not JSON"),
+        ("[1]", "line 2 is not a JSON object"),
+        ('{"text": "a dog"}', "field 'image' is missing"),
+        ('{"text": "", "image": "<soim><eoim>"}', "field 'text' is missing or empty"),
+        ('{"text": "a dog", "image": "<soim><\N{EYES}3><eoim>"}', "line 2: .*image"),
+    ],
+)
+def test_a_broken_line_is_named(data: Path, vocab: Vocabulary, tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "broken.jsonl"
+    good = (data / "image.jsonl").read_text().splitlines()[0]
+    path.write_text(f"{good}\n{line}\n")
+    config = SourceConfig(path=path, modality="image")
+    source = PairSource(config, vocab, TaskPrompts.load(), validation_fraction=0.0)
+    with pytest.raises(AnyGPTError, match=message):
+        source.pair(1)
+
+
+def test_a_missing_or_empty_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="anygpt tokenize"):
+        JsonlFile(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ConfigError, match="has no lines"):
+        JsonlFile(tmp_path / "empty.jsonl")
+
+
+def test_an_example_longer_than_every_row_is_an_error(data: Path, vocab: Vocabulary) -> None:
+    packing = PackingConfig(row_lengths=(16,), tokens_per_micro_batch=64)
+    mixture = PackedMixture(_sources(data, vocab, image=1.0), packing, length=4, seed=0)
+    with pytest.raises(ConfigError, match="add a longer row"):
+        mixture[0]
