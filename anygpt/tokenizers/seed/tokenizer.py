@@ -56,7 +56,7 @@ class SeedTokenizer(ModalityTokenizer):
             )
         self.device = torch.device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self.pixels = pixels
+        self.pixels: PixelDecoder | None = pixels
         if isinstance(pixels, SmallPixelDecoder):
             pixels.to(self.device).eval().requires_grad_(False)
         self.preprocess_config = preprocess_config
