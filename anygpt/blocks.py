@@ -66,8 +66,9 @@ def find_block(
         if tag not in tokens:
             raise CheckpointError(f"{source}: '{tag}' of modality '{spec.name}' is missing")
     assert first_id is not None
-    shape = re.compile(f"<{re.escape(spec.prefix)}[0-9]+>")
-    if sum(shape.fullmatch(token) is not None for token in tokens) != count:
+    head = f"<{spec.prefix}"
+    shape = re.compile(f"{re.escape(head)}[0-9]+>")
+    if sum(token.startswith(head) and shape.fullmatch(token) is not None for token in tokens) != count:
         expected = f"expected {spec.code_token(count)} at id {first_id + count}"
         raise CheckpointError(f"{source}: the {spec.name} codes are not in one block; {expected}")
     if sizes and spec.name in sizes:
@@ -89,7 +90,8 @@ def marker_pattern(marked: Iterable[str], blocks: Iterable[Block]) -> re.Pattern
     A code is written without leading zeros; nine digits are more than any block has.
     """
     shapes = [f"<{re.escape(block.spec.prefix)}(?:0|[1-9][0-9]{{0,8}})>" for block in blocks]
-    literals = [token for token in marked if not any(re.fullmatch(shape, token) for shape in shapes)]
+    code = re.compile("|".join(shapes))
+    literals = [token for token in marked if not code.fullmatch(token)]
     literals.sort(key=len, reverse=True)
     # `x(?:x)*` tells the search which characters a match can begin with; `(?:x)+` would try at every one.
     runs = [f"{shape}(?:{shape})*" for shape in shapes]

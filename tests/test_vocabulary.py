@@ -266,12 +266,7 @@ def test_fingerprint_tells_vocabularies_apart(model_path: Path):
 
 
 def test_loading_takes_under_a_second(golden_dir: Path):
-    """22,320 rows load in about 0.1 s; the best of three, because test machines are busy."""
-    best = min(_load_s(golden_dir / "tokenization/checkpoint") for _ in range(3))
-    assert best < 1.0
-
-
-def _load_s(folder: Path) -> float:
-    start = time.perf_counter()
-    Vocabulary.from_pretrained(folder)
-    return time.perf_counter() - start
+    """22,320 rows take about 0.1 s; processor time, because test machines are busy."""
+    start = time.process_time()
+    Vocabulary.from_pretrained(golden_dir / "tokenization/checkpoint")
+    assert time.process_time() - start < 1.0
