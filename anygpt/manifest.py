@@ -24,9 +24,9 @@ class ModalityEntry:
 
     codebook_size: int
     num_codebooks: int
-    tokenizer: str
-    """Name of the tokenizer's folder under `tokenizers/`."""
-    fingerprint: str
+    tokenizer: str | None = None
+    """Name of the tokenizer's folder under `tokenizers/`; None where it is given by path."""
+    fingerprint: str | None = None
     """Of that tokenizer (`ModalityTokenizer.fingerprint`): with another one the model's codes mean something else."""
 
 

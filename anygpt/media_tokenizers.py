@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from anygpt.errors import AnyGPTError, CheckpointError
-from anygpt.manifest import Manifest
+from anygpt.manifest import Manifest, ModalityEntry
 from anygpt.modality import ModalitySpec
 from anygpt.paths import resource
 from anygpt.tokenizers.base import ModalityTokenizer, load_tokenizer
@@ -78,15 +78,17 @@ class MediaTokenizers:
 
     def _load(self, name: str) -> ModalityTokenizer:
         path = getattr(self._paths, f"{name}_tokenizer", None)
-        if path is None and self._manifest is not None and name in self._manifest.modalities:
-            return load_tokenizer(
-                resource("tokenizers", self._manifest.modalities[name].tokenizer), device=self._device
-            )
+        entry = self._entry(name)
+        if path is None and entry is not None and entry.tokenizer is not None:
+            return load_tokenizer(resource("tokenizers", entry.tokenizer), device=self._device)
         if path is not None and _is_tokenizer_folder(Path(path)):
             return load_tokenizer(path, device=self._device)
         if name not in _RELEASED:
             raise CheckpointError(f"no tokenizer for {name} is known; give the folder of one")
         return _RELEASED[name](self._paths, self._device)
+
+    def _entry(self, name: str) -> ModalityEntry | None:
+        return self._manifest.modalities.get(name) if self._manifest is not None else None
 
     def _check(self, name: str, tokenizer: ModalityTokenizer) -> None:
         spec = self._specs[name]
@@ -98,8 +100,8 @@ class MediaTokenizers:
                 f"the {name} tokenizer doesn't match the model: it is for {text.format(*got)}, "
                 f"the model's vocabulary has {text.format(*expected)}"
             )
-        entry = self._manifest.modalities.get(name) if self._manifest is not None else None
-        if entry is not None and tokenizer.fingerprint != entry.fingerprint:
+        entry = self._entry(name)
+        if entry is not None and entry.fingerprint is not None and tokenizer.fingerprint != entry.fingerprint:
             raise CheckpointError(
                 f"the {name} tokenizer doesn't match the model: its fingerprint is {tokenizer.fingerprint[:12]}…, the "
                 f"model was trained with {entry.fingerprint[:12]}… ('{entry.tokenizer}'): its codes mean other things"
