@@ -124,7 +124,7 @@ def test_batches_hold_one_voice_an_item_and_hide_what_they_ask_for(
     for step in range(10):
         batch = recipe.batch(step)
         mask = batch["mask"]
-        assert 24 <= batch["codes"].shape[1] <= 60
+        assert batch["codes"].shape[1] <= 60 and 0 < mask.numel() <= 240
         assert not (batch["loss_mask"] & ~mask).any()
         # The fake voice shows as the difference of levels 2 and 1, the fake sentence as the count of frames.
         voice = (batch["codes"][..., 0] - batch["semantic"]) % SIZE
@@ -146,9 +146,9 @@ def test_training_learns_in_bfloat16_and_validation_sees_the_prompt(codec: FakeC
         f"{split}_{name}" for split in ("sentences", "voices") for name in ("2", "3", "4", "mean", "2_other_voice")
     }
     weights = MasterWeights(recipe.model, torch.bfloat16, recipe.keeps_float32)
-    optimizer = torch.optim.AdamW(weights.masters.values(), lr=5e-3)
+    optimizer = torch.optim.AdamW(weights.masters.values(), lr=8e-3)
     losses = []
-    for step in range(90):
+    for step in range(80):
         loss, numbers = recipe.loss(recipe.batch(step), step)
         loss.backward()
         weights.collect_gradients()

@@ -46,7 +46,7 @@ class SoundStormRecipeConfig:
     """See `speech_codes.prepare`."""
     frames_per_batch: int = 2560
     frames: tuple[int, int] = (96, 360)
-    """Shortest and longest sequence; every batch draws one length and as many items as fit."""
+    """Every batch draws its sequences' greatest length from this range, and as many of them as fit."""
     prompt_frames: tuple[int, int] = (25, 150)
     """Length of a prompt taken from another sentence."""
     pair_share: float = 0.6
@@ -125,7 +125,14 @@ class SoundStormRecipe(TokenizerRecipe):
         int64 [B], `loss_mask` and `mask` bool [B, L]."""
         rng = np.random.default_rng([self.config.seed, step])
         frames = int(rng.integers(self.config.frames[0], self.config.frames[1] + 1))
-        items = [self._example(rng, frames) for _ in range(self.config.frames_per_batch // frames)]
+        items: list[tuple[np.ndarray, int]] = []
+        longest = 0
+        while True:
+            example = self._example(rng, frames)
+            longest = max(longest, example[0].shape[1])
+            if longest * (len(items) + 1) > self.config.frames_per_batch:
+                break
+            items.append(example)
         codes, semantic, mask = _collate([codes_KT for codes_KT, _ in items], self.model.config)
         masking = draw_masking(
             codes,
