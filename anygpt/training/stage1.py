@@ -28,9 +28,12 @@ from anygpt.config import load_config
 from anygpt.data.mixture import PackedMixture, PairSource, SourceConfig, ValidationPairs, single_micro_batch
 from anygpt.data.packing import PackingConfig, attention_mask
 from anygpt.errors import CheckpointError, ConfigError, nearest
+from anygpt.manifest import Manifest, ModalityEntry, write_manifest
 from anygpt.media import atomic_write
 from anygpt.modality import ModalitySpec, get_modality
+from anygpt.paths import resource
 from anygpt.prompts.tasks import TaskPrompts
+from anygpt.tokenizers.base import load_tokenizer
 from anygpt.training import attention
 from anygpt.training.curves import plot_curves
 from anygpt.training.optimizer import MuonAdamW
@@ -196,20 +199,21 @@ def last_checkpoint(out: Path) -> Path | None:
     return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
-def _write_anygpt_json(config: Stage1Config, folder: Path) -> None:
-    from anygpt.paths import resource
-    from anygpt.tokenizers.base import load_tokenizer
-
-    modalities: dict[str, dict[str, Any]] = {}
+def _manifest(config: Stage1Config) -> Manifest:
+    """What `anygpt.json` will say: the codebooks asked for, and the fingerprints of the tokenizers named."""
+    entries = {}
     for name, modality in config.modalities.items():
-        entry: dict[str, Any] = {"codebook_size": modality.codebook_size, "num_codebooks": modality.num_codebooks}
+        entry = ModalityEntry(codebook_size=modality.codebook_size, num_codebooks=modality.num_codebooks)
         if modality.tokenizer is not None:
             tokenizer = load_tokenizer(resource("tokenizers", modality.tokenizer))
-            entry |= {"tokenizer": modality.tokenizer, "fingerprint": tokenizer.fingerprint}
-        modalities[name] = entry
-    content = {"format": 1, "modalities": modalities, "template": config.template}
-    with atomic_write(folder / "anygpt.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            entry = Manifest.of({modality.tokenizer: tokenizer}, template=config.template).modalities[name]
+            if (entry.codebook_size, entry.num_codebooks) != (modality.codebook_size, modality.num_codebooks):
+                raise ConfigError(
+                    f"modalities.{name}: {modality.num_codebooks} x {modality.codebook_size} codes, but tokenizer "
+                    f"'{modality.tokenizer}' has {entry.num_codebooks} x {entry.codebook_size}"
+                )
+        entries[name] = entry
+    return Manifest(modalities=entries, template=config.template)
 
 
 def build_vocabulary(config: Stage1Config, folder: Path) -> Vocabulary:
@@ -221,7 +225,7 @@ def build_vocabulary(config: Stage1Config, folder: Path) -> Vocabulary:
     else:
         assert config.model.tokenizer_model is not None
         Vocabulary.create(folder, config.model.tokenizer_model, config.specs())
-    _write_anygpt_json(config, folder)
+    write_manifest(folder, _manifest(config))
     return Vocabulary.from_pretrained(folder)
 
 

@@ -65,10 +65,10 @@ class SeedRecipeConfig:
     seed: int = 0
     continuous_steps: int = 200
     """Steps before the codebook is made (k-means on the features); until then features pass unquantized."""
-    ema_decay: float = 0.98
-    restart_every: int = 20
+    ema_decay: float = 0.95
+    restart_every: int = 10
     """Steps between searches for dead codes."""
-    restart_below: float = 0.05
+    restart_below: float = 0.3
     """A code is dead when its moving count per batch is below this fraction of an even share."""
     restart_until: float = 0.7
     """Fraction of `freeze_codes_at` (or of all steps seen) after which no code is moved by restart any more."""
@@ -103,16 +103,51 @@ class SeedTrainingModel(nn.Module):
             # The flattening is then transparent to the pixel decoder from the first step on.
             nn.init.eye_(distill.weight)
             nn.init.zeros_(distill.bias)
-        self._place_positions()
+        self._start_with_places()
 
-    def _place_positions(self) -> None:
-        """Start from positions as large as the content, in a 2D pattern: learning where things are is the slow part."""
-        vision, pixels = self.seed.visual_encoder, self.pixels
-        with torch.no_grad():
-            vision.pos_embed[0, 1:] = sincos_positions(self.seed.config.vit.img_size // self.seed.config.vit.patch_size, vision.pos_embed.shape[-1])
-            pixels.patch_queries[0] = sincos_positions(pixels.config.grid, pixels.config.width)
-            nn.init.normal_(self.seed.pos_embed_image, std=0.5)
-            nn.init.normal_(pixels.pos_embed, std=0.5)
+    @torch.no_grad()
+    def _start_with_places(self) -> None:
+        """Begin with queries and patches that know where they are, and with queries that look around their own place.
+
+        From plain random weights the first several hundred steps go into finding out that pictures have places.
+        """
+        vision, pixels, seed = self.seed.visual_encoder, self.pixels, self.seed
+        width = vision.pos_embed.shape[-1]
+        grid = seed.config.vit.img_size // seed.config.vit.patch_size
+        rows = int(seed.config.num_query_token**0.5)
+        while seed.config.num_query_token % rows:
+            rows -= 1
+        cells = (rows, seed.config.num_query_token // rows)
+        heads = seed.config.qformer.num_attention_heads
+        vision.pos_embed[0, 1:] = sincos_positions((grid, grid), width, heads)
+        pixels.patch_queries[0] = sincos_positions((pixels.config.grid,) * 2, pixels.config.width, heads)
+        for positions in (seed.query_tokens, seed.pos_embed_image, pixels.pos_embed):
+            positions[0] = sincos_positions(cells, positions.shape[-1], heads)
+        for layer in seed.Qformer.bert.encoder.layer:
+            if layer.crossattention is not None and seed.config.qformer.hidden_size == width:
+                for projection in (layer.crossattention.self.query, layer.crossattention.self.key):
+                    projection.weight.copy_(1.2 * torch.eye(width) + 0.5 * projection.weight)
+        # Patches, too, first look at the codes of their own place.
+        qkv = pixels.blocks[0].attn.qkv.weight
+        side = pixels.config.width
+        for first in (0, side):
+            qkv[first : first + side] = 1.2 * torch.eye(side) + 0.5 * qkv[first : first + side]
+
+    @torch.no_grad()
+    def scale_to_unit(self, images: Tensor) -> None:
+        """Scale the narrow layers between encoder and pixels so that signals have unit variance on `images`."""
+        seed, pixels = self.seed, self.pixels
+        last_down = [layer for layer in seed.image_down if isinstance(layer, nn.Linear)][-1]
+        narrow = (
+            seed.encode_task_layer[-1], seed.decode_task_layer[0], seed.decode_task_layer[-1], last_down, pixels.embed
+        )  # fmt: skip
+        for layer in narrow:
+            seen: list[Tensor] = []
+            hook = layer.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output))
+            pixels(seed.embed(seed.encode_features(images))[1])
+            hook.remove()
+            # What differs between pictures counts, not what is the same in all.
+            layer.weight.div_(seen[0].std(0).mean().clamp(min=1e-3))
 
 
 class SeedRecipe(TokenizerRecipe):
@@ -124,6 +159,7 @@ class SeedRecipe(TokenizerRecipe):
         self.world = ImageWorld("train", seed=self.config.seed)
         self._validation: list[ImageSample] = []
         self._is_frozen = False
+        self.model.scale_to_unit(self._normalised(self.batch(0)["pixels"]))
 
     def keeps_float32(self, name: str) -> bool:
         return name.startswith("heads.")
@@ -194,8 +230,8 @@ class SeedRecipe(TokenizerRecipe):
             if len(dead):
                 generator = torch.Generator().manual_seed(self.config.seed + step)
                 fresh = flat[torch.randperm(len(flat), generator=generator)[: len(dead)]]
-                model.code_sum[dead[: len(fresh)]] = fresh * even * 0.5
-                model.code_count[dead[: len(fresh)]] = even * 0.5
+                model.code_sum[dead[: len(fresh)]] = fresh * even
+                model.code_count[dead[: len(fresh)]] = even
         # An unused code keeps its place: its sum and count shrink together.
         model.codebook.copy_(model.code_sum / model.code_count.clamp(min=1e-6)[:, None])
 
@@ -289,13 +325,20 @@ class SeedRecipe(TokenizerRecipe):
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def sincos_positions(grid: int, width: int) -> Tensor:
-    """Sines and cosines of row and column at growing wavelengths, float32 [grid * grid, width], row by row."""
-    frequencies = torch.pi / grid * torch.logspace(0, 1, width // 4, base=grid)
-    phase = torch.arange(grid)[:, None] * frequencies
-    line = torch.cat([phase.sin(), phase.cos()], dim=1)
-    rows, columns = line.repeat_interleave(grid, 0), line.repeat(grid, 1)
-    return 0.7 * torch.cat([rows, columns], dim=1)
+def sincos_positions(cells: tuple[int, int], width: int, heads: int) -> Tensor:
+    """Sines and cosines of row and column at growing wavelengths, float32 [rows * columns, width], row by row.
+
+    Positions run from 0 to 1 on both axes, whatever the number of cells, so that grids of different fineness match.
+    Channels are dealt out so that each of `heads` equal slices has rows and columns at every wavelength.
+    """
+    frequencies = torch.pi * torch.logspace(0, 1, width // 4, base=8)
+    lines = []
+    for count in cells:
+        phase = ((torch.arange(count) + 0.5) / count)[:, None] * frequencies
+        lines.append(torch.cat([phase.sin(), phase.cos()], dim=1))
+    rows, columns = lines[0].repeat_interleave(cells[1], 0), lines[1].repeat(cells[0], 1)
+    pattern = torch.cat([rows, columns], dim=1)
+    return 0.7 * pattern.unflatten(1, (-1, heads)).transpose(1, 2).flatten(1)
 
 
 def multiscale_gradient_loss(error: Tensor, weight: Tensor, scales: int = 3) -> Tensor:

@@ -1,0 +1,172 @@
+"""Stage 1 at toy size: learning, exact resume after a kill, the launcher, bad configurations."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from anygpt.code_strings import codes_to_string
+from anygpt.errors import AnyGPTError, ConfigError
+from anygpt.modality import MODALITIES
+from anygpt.paths import checkout_root
+from anygpt.text_tokenizer import train_text_tokenizer
+from anygpt.training.stage1 import Stage1Config, build_model, build_vocabulary, last_checkpoint, train_stage1
+from anygpt.config import load_config
+from anygpt.vocabulary import Vocabulary
+
+ROOT = checkout_root()
+SPEC = MODALITIES["image"].with_codebooks(codebook_size=8, num_codebooks=1)
+COLOURS = ("red", "green", "blue", "black")
+
+
+def _write_config(folder: Path, **changes: Any) -> Path:
+    """A run whose pictures are told by their captions: each colour has one code, repeated."""
+    rng = random.Random(0)
+    texts = [f"a {rng.choice(COLOURS)} square number {rng.randrange(1000)}" for _ in range(200)]
+    train_text_tokenizer(texts, folder / "text.model", pieces=300)
+    with (folder / "image.jsonl").open("w") as file:
+        for text in texts:
+            code = COLOURS.index(text.split()[1])
+            row = {"text": text, "image": codes_to_string(SPEC, torch.full((1, 32), code))}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    model = {
+        "init": {
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "max_position_embeddings": 256, "tie_word_embeddings": True,
+        },
+        "tokenizer_model": str(folder / "text.model"),
+        "attention": "plain_matmul",
+    }  # fmt: skip
+    config = {
+        "model": model,
+        "modalities": {"image": {"codebook_size": 8}},
+        "data": [{"path": str(folder / "image.jsonl"), "modality": "image"}],
+        "packing": {"row_lengths": [256], "tokens_per_micro_batch": 512},
+        "optimizer": {"lr": 5e-3, "muon_lr": 1e-2},
+        "validation_fraction": 0.1,
+        "validation_limit": 4,
+        "trainer": {
+            "max_steps": 24, "gradient_accumulation_steps": 2, "logging_steps": 1, "eval_strategy": "steps",
+            "eval_steps": 12, "save_steps": 8, "use_cpu": True, "report_to": "none", "disable_tqdm": True,
+        },
+    }  # fmt: skip
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({**config, **changes}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished run: its configuration and its output folder."""
+    folder = tmp_path_factory.mktemp("stage1")
+    config = _write_config(folder)
+    train_stage1(config, folder / "out")
+    return config, folder / "out"
+
+
+def _losses(out: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in json.loads((out / "log.json").read_text()) if "loss" in row}
+
+
+def test_it_learns_and_leaves_a_model_curves_and_a_log(undisturbed: tuple[Path, Path]) -> None:
+    _, out = undisturbed
+    losses = _losses(out)
+    assert sum(losses[step] for step in (22, 23, 24)) < 0.75 * sum(losses[step] for step in (1, 2, 3))
+    assert (out / "curves.png").stat().st_size > 1000
+    log = json.loads((out / "log.json").read_text())
+    assert {"eval_image_x2text_loss", "eval_image_text2x_loss"} <= {key for row in log for key in row}
+    model = LlamaForCausalLM.from_pretrained(out / "model")
+    assert model.config.vocab_size == Vocabulary.from_pretrained(out / "model").size
+    assert model.dtype == torch.bfloat16
+
+
+def test_a_killed_run_ends_like_an_undisturbed_one(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+    config, whole = undisturbed
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "anygpt", "train", "stage1", "--config", str(config), "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoint-8" / "complete").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (out / "checkpoint-99").mkdir()  # what a run killed while saving leaves
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert not (out / "checkpoint-99").exists()
+    assert _losses(out) == _losses(whole)
+    killed, undisturbed_weights = (load_file(folder / "model/model.safetensors") for folder in (out, whole))
+    for name, tensor in undisturbed_weights.items():
+        assert torch.equal(killed[name], tensor), name
+
+
+def test_a_llama_checkpoint_is_expanded(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+    config_path, out = undisturbed
+    base = tmp_path / "llama"
+    text = Vocabulary.from_pretrained(out / "model").text
+    model = LlamaForCausalLM.from_pretrained(out / "model")
+    model.resize_token_embeddings(text.size)
+    model.save_pretrained(base)
+    (base / "tokenizer.model").write_bytes((out / "model/tokenizer.model").read_bytes())
+    changed = yaml.safe_load(config_path.read_text())
+    changed["model"] = {"path": str(base), "dtype": "float32"}
+    changed_path = tmp_path / "config.yaml"
+    changed_path.write_text(yaml.safe_dump(changed))
+    config = load_config(Stage1Config, changed_path)
+    vocab = build_vocabulary(config, tmp_path / "vocabulary")
+    expanded = build_model(config, vocab).get_input_embeddings().weight
+    old = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32).get_input_embeddings().weight
+    assert len(expanded) == vocab.size
+    torch.testing.assert_close(expanded[: text.size], old)
+    new = expanded[text.size :]
+    assert (new.mean(0) - old.mean(0)).norm() < old.std(0).norm()
+
+
+def test_incomplete_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    for step, whole in ((4, True), (10, True), (12, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}/complete").touch()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-12").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modalitys": {}}, "did you mean 'modalities'"),
+        ({"trainer": {"max_stepz": 3}}, "did you mean 'max_steps'"),
+        ({"trainer": {"bf16": True}}, "'max_steps' is missing"),
+        ({"model": {}}, "exactly one of 'path'"),
+        ({"data": [{"path": "x.jsonl", "modality": "music"}]}, "'music' is not among modalities"),
+        ({"data": [{"path": "x.jsonl", "modality": "image"}]}, "x.jsonl: no such data file"),
+        ({"modalities": {"image": {"codebook_size": 8, "tokenizer": "none"}}}, "none"),
+    ],
+)
+def test_bad_configurations_are_told_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises((ConfigError, AnyGPTError), match=message) as caught:
+        train_stage1(_write_config(tmp_path, **changes), tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_launcher_explains_itself_and_passes_flags_on(tmp_path: Path) -> None:
+    launcher = ROOT / "scripts/stage1_pretrain.sh"
+    environment = {**os.environ, "PYTHON": sys.executable, "NPROC": "1"}
+    usage = subprocess.run(["bash", str(launcher)], env=environment, capture_output=True, text=True)
+    assert usage.returncode == 2 and "CONFIG.yaml OUT_DIR" in usage.stderr
+    command = ["bash", str(launcher), "missing.yaml", str(tmp_path / "out")]
+    mistake = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert mistake.returncode == 2
+    assert mistake.stderr.strip().endswith("missing.yaml: no such configuration file")
