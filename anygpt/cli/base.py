@@ -146,7 +146,7 @@ class _Console:
 
     def _print(self, result: "Result", path: Path | None) -> None:
         if not self._as_json:
-            print(result.text if path is None else path, flush=True)
+            print(_printable(result.text or "") if path is None else path, flush=True)
             return
         row: dict[str, Any] = {"prompt": result.prompt, "modality": result.modality}
         row |= {"text": result.text} if path is None else {"path": str(path)}
@@ -162,6 +162,11 @@ class _Console:
         if self._as_json:
             print(json.dumps({"prompt": prompt, "error": message}, ensure_ascii=False), flush=True)
         print(f"anygpt: {message}", file=sys.stderr, flush=True)
+
+
+def _printable(text: str) -> str:
+    """Without the control characters that a model may emit and a terminal would obey."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 class _Progress:

@@ -48,8 +48,9 @@ def load_soundstorm(
         config = config or SoundStormConfig.load(path / CONFIG_FILE)
         weights = path / WEIGHTS_FILE
     state = translate_keys(_read_weights(weights))
-    # Built without memory first: initialising 350 million values only to overwrite them takes seconds.
-    with torch.device("meta"):
+    # Initialising the 350 million values of a released network only to overwrite them takes seconds; the meta device
+    # avoids that, but its first use imports for over a second, more than a small network's random numbers take.
+    with torch.device("cpu" if path.is_dir() else "meta"):
         model = SoundStorm(config or SoundStormConfig())
     model.to_empty(device="cpu")
     load_strictly(model, state, source=str(weights))
