@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 import math
+import signal
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -258,5 +259,8 @@ def train_tokenizer(name: str, *, config: Path, out: Path) -> Path:
     loop = TokenizerLoop(load_recipe(name, sections["recipe"], out), loop_config, out)
     if loop.resume():
         logger.info("resuming %s at step %d", out, loop.step)
+    # A scheduler's polite end, and Ctrl-C even where a shell made background jobs deaf to it: both save first.
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, signal.default_int_handler)
     loop.run()
     return out / "export"

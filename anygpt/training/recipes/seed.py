@@ -74,6 +74,8 @@ class SeedRecipeConfig:
     """Fraction of `freeze_codes_at` (or of all steps seen) after which no code is moved by restart any more."""
     freeze_codes_at: int | None = None
     """Step from which encoder and codebook stay as they are and only the decoder goes on."""
+    codebook_batches: int = 8
+    """Batches whose features k-means starts from."""
     commitment: float = 0.25
     attributes: float = 0.05
     object_weight: float = 3.0
@@ -183,38 +185,49 @@ class SeedRecipe(TokenizerRecipe):
         weight = self.model.seed.visual_encoder.patch_embed.proj.weight
         return (((pixels + 1) / 2 - mean) / std).to(weight.dtype)
 
+    def _features(self, pixels: Tensor) -> Tensor:
+        """Features before quantization, float32 [B, Q, E], all of norm sqrt(E).
+
+        All codes have that norm too. The nearest code by squared distance, which is what `SeedModel` looks for, is
+        then the nearest by angle, whatever the norm of the raw features: they are free to grow, the codes stay put.
+        """
+        z = self.model.seed.encode_features(self._normalised(pixels)).float()
+        return on_sphere(z)
+
     def _quantize(self, z_BQE: Tensor, step: int) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Straight-through codebook vectors, commitment loss, statistics; moves the codebook while training."""
         model = self.model
-        if not model.has_codebook and model.training:
-            if step < self.config.continuous_steps:
+        if not model.has_codebook:
+            if not model.training or step < self.config.continuous_steps:
                 return z_BQE, z_BQE.new_zeros(()), {}
-            self._make_codebook(z_BQE.detach().flatten(0, 1))
+            self._make_codebook(step)
         flat = z_BQE.detach().flatten(0, 1)
-        distance = model.codebook.square().sum(-1) - 2 * flat @ model.codebook.t()
-        indices = distance.argmin(-1)
+        indices = nearest_code(flat, model.codebook)
         if model.training and not self._is_frozen:
             self._move_codebook(flat, indices, step)
         quantized = model.codebook[indices].view_as(z_BQE)
         share = torch.bincount(indices, minlength=len(model.codebook)).float() / len(indices)
         perplexity = float(torch.exp(-(share * (share + 1e-9).log()).sum()))
         commitment = F.mse_loss(z_BQE, quantized)
-        return z_BQE + (quantized - z_BQE).detach(), commitment, {"perplexity": perplexity, "commit": commitment.item()}
+        numbers = {"perplexity": perplexity, "commit": commitment.item()}
+        return z_BQE + (quantized - z_BQE).detach(), commitment, numbers
 
-    def _make_codebook(self, flat: Tensor) -> None:
-        """k-means (Lloyd, 10 rounds) on the features of one batch."""
+    @torch.no_grad()
+    def _make_codebook(self, step: int) -> None:
+        """k-means (Lloyd, 10 rounds) on the features of the next batches."""
         model = self.model
+        batches = [self.batch(step + i)["pixels"] for i in range(self.config.codebook_batches)]
+        flat = torch.cat([self._features(pixels).flatten(0, 1) for pixels in batches])
         generator = torch.Generator().manual_seed(self.config.seed)
-        picked = torch.randperm(len(flat), generator=generator)[: len(model.codebook)]
-        codebook = flat[picked].clone()
+        codebook = flat[torch.randperm(len(flat), generator=generator)[: len(model.codebook)]].clone()
         for _ in range(10):
-            indices = (codebook.square().sum(-1) - 2 * flat @ codebook.t()).argmin(-1)
+            indices = nearest_code(flat, codebook)
             count = torch.bincount(indices, minlength=len(codebook)).float()
             total = torch.zeros_like(codebook).index_add_(0, indices, flat)
-            codebook = torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], codebook)
+            codebook = torch.where(count[:, None] > 0, on_sphere(total), codebook)
         model.codebook.copy_(codebook)
-        model.code_count.copy_(count)
-        model.code_sum.copy_(codebook * count[:, None])
+        model.code_count.copy_(count / len(batches))
+        model.code_sum.copy_(codebook * model.code_count[:, None])
         model.has_codebook.fill_(1)
 
     def _move_codebook(self, flat: Tensor, indices: Tensor, step: int) -> None:
@@ -232,14 +245,14 @@ class SeedRecipe(TokenizerRecipe):
                 fresh = flat[torch.randperm(len(flat), generator=generator)[: len(dead)]]
                 model.code_sum[dead[: len(fresh)]] = fresh * even
                 model.code_count[dead[: len(fresh)]] = even
-        # An unused code keeps its place: its sum and count shrink together.
-        model.codebook.copy_(model.code_sum / model.code_count.clamp(min=1e-6)[:, None])
+        # An unused code keeps its place: only the direction of its sum counts.
+        model.codebook.copy_(on_sphere(model.code_sum))
 
     def _reconstruct(self, pixels: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
         """Reconstruction [B, 3, S, S], decoder states [B, Q, H], commitment loss, statistics."""
         seed = self.model.seed
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._is_frozen):
-            z = seed.encode_features(self._normalised(pixels)).float()
+            z = self._features(pixels)
         quantized, commitment, numbers = self._quantize(z, step)
         hidden, embedding = seed.embed(quantized.to(seed.pos_embed_image.dtype))
         return self.model.pixels(embedding).float(), hidden.float(), commitment, numbers
@@ -323,6 +336,16 @@ class SeedRecipe(TokenizerRecipe):
         }
         with atomic_write(folder / "config.json") as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def on_sphere(vectors: Tensor) -> Tensor:
+    """The directions of vectors [..., E], at norm sqrt(E)."""
+    return F.normalize(vectors, dim=-1) * vectors.shape[-1] ** 0.5
+
+
+def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest of `codebook` [entries, E] for each of `vectors` [N, E], int64 [N]."""
+    return (codebook.square().sum(-1) - 2 * vectors @ codebook.t()).argmin(-1)
 
 
 def sincos_positions(cells: tuple[int, int], width: int, heads: int) -> Tensor:
