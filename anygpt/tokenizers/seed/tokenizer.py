@@ -33,6 +33,8 @@ class SeedTokenizer(ModalityTokenizer):
 
     modality = "image"
     num_codebooks = 1
+    pixels: PixelDecoder | None
+    """May be set later: encoding needs none, and a diffusion pipeline is slow to load."""
 
     def __init__(
         self,
@@ -56,7 +58,7 @@ class SeedTokenizer(ModalityTokenizer):
             )
         self.device = torch.device(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self.pixels: PixelDecoder | None = pixels
+        self.pixels = pixels
         if isinstance(pixels, SmallPixelDecoder):
             pixels.to(self.device).eval().requires_grad_(False)
         self.preprocess_config = preprocess_config
