@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Make the shipped small model again, from nothing: tokenizers, data, language model, evaluation.
+#
+#   scripts/train_mini.sh [STEP ...]     all steps, or some of: tokenizers data stage1 install eval
+#
+# Every step resumes where it stopped. It needs the apt packages espeak-ng, libfluidsynth3, timgm6mb-soundfont and
+# fonts-noto-color-emoji. Environment: OUT (default runs), NPROC processes for stage 1 (default 2),
+# IMAGES, UTTERANCES, CLIPS: how many pairs to make.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+python=${PYTHON:-$root/.venv/bin/python}
+[ -x "$(command -v "$python")" ] || python=python3
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+out=${OUT:-runs}
+
+# install_tokenizer RUN NAME: what a training exported becomes the shipped tokenizer NAME; its card stays.
+install_tokenizer() {
+  mkdir -p "tokenizers/$2"
+  cp "$out/$1/export/"* "tokenizers/$2/"
+  cp "config/tokenizers/$2.yaml" "tokenizers/$2/recipe.yaml"
+}
+
+train_tokenizers() {
+  for pair in seed:seed-mini speechtokenizer:speechtokenizer-mini encodec:encodec-mini soundstorm:soundstorm-mini; do
+    local method=${pair%%:*} name=${pair#*:}
+    "$python" -m anygpt train-tokenizer "$method" --config "config/tokenizers/$name.yaml" --out "$out/$name"
+    install_tokenizer "$name" "$name"  # the next ones may need it: SoundStorm learns on the speech tokenizer's codes
+  done
+}
+
+make_data() {
+  "$python" -m anygpt world text --out "$out/mini" --count 1024
+  "$python" -m anygpt world image --out "$out/mini/data" --count "${IMAGES:-60000}"
+  "$python" -m anygpt world speech --out "$out/mini/data" --count "${UTTERANCES:-24000}"
+  "$python" -m anygpt world music --out "$out/mini/data" --count "${CLIPS:-6000}"
+}
+
+train_stage1() {
+  NPROC=${NPROC:-2} PYTHON=$python scripts/stage1_pretrain.sh config/stage1-mini.yaml "$out/mini/stage1"
+}
+
+install_model() {
+  mkdir -p models/anygpt-mini-base
+  for file in config.json generation_config.json model.safetensors tokenizer.model tokenizer_config.json \
+    special_tokens_map.json added_tokens.json anygpt.json; do
+    cp "$out/mini/stage1/model/$file" models/anygpt-mini-base/
+  done
+  cp config/stage1-mini.yaml models/anygpt-mini-base/recipe.yaml
+  cp "$out/mini/stage1/curves.png" "$out/mini/stage1/log.json" models/anygpt-mini-base/
+}
+
+for step in "${@:-tokenizers data stage1 install eval}"; do
+  for name in $step; do
+    case $name in
+      tokenizers) train_tokenizers ;;
+      data) make_data ;;
+      stage1) train_stage1 ;;
+      install) install_model ;;
+      eval) "$python" -m anygpt eval --out "$out/mini/eval" ;;
+      *) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+    esac
+  done
+done
