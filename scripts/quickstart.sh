@@ -31,4 +31,4 @@ start=$SECONDS
     --prompt "speech|text|$speech" \
     --prompt "text|music|a slow piano piece in a minor key without drums" \
     --prompt "music|text|$music"
-echo "== Done in $((SECONDS - start)) s. More of these: $venv/bin/anygpt base"
+echo "== Done in $((SECONDS - start)) s; for more: $venv/bin/anygpt base --help"
