@@ -12,11 +12,9 @@ from anygpt.errors import AnyGPTError, nearest
 
 COMMANDS = {
     "base": "anygpt.cli.base:base",
-    "tokenize": "anygpt.cli.tokenize:tokenize",
     "world": "anygpt.cli.world:world",
     "train-tokenizer": "anygpt.cli.train_tokenizer:train_tokenizer",
     "train": "anygpt.cli.train:train",
-    "eval": "anygpt.cli.evaluate:evaluate",
 }
 """Command -> `module:function`; a module is imported when its command runs or the overview is printed."""
 
