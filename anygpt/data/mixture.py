@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from anygpt.code_strings import string_to_codes
 from anygpt.data.jsonl import JsonlFile, in_validation, pair_of
 from anygpt.data.packing import Example, PackingConfig, collate_rows, pack_rows
 from anygpt.errors import AnyGPTError, ConfigError
@@ -25,7 +26,6 @@ from anygpt.prompts.render import render_pretrain
 from anygpt.prompts.segments import Media
 from anygpt.prompts.tasks import TaskPrompts
 from anygpt.prompts.templates import Direction
-from anygpt.code_strings import string_to_codes
 from anygpt.vocabulary import Vocabulary
 
 DIRECTIONS: tuple[Direction, ...] = ("x2text", "text2x")
@@ -84,7 +84,7 @@ class PairSource:
             text = pair_of(self.file[index], self.spec, f"{self.config.path}: line {index + 1}")[0]
             (validation if in_validation(text, self.validation_fraction) else train).append(index)
         if not train:
-            raise ConfigError(f"{self.config.path}: no line is left for training; add data or lower validation_fraction")
+            raise ConfigError(f"{self.config.path}: no line is left for training; lower validation_fraction")
         return train, validation
 
     def example(self, index: int, direction: Direction, instruction: str, *, answer_only: bool = False) -> Example:
@@ -93,7 +93,8 @@ class PairSource:
         rendered = render_pretrain(direction, instruction, text, media, self.vocab, train_question=False)
         question = 0.0 if answer_only else self.config.question_weight
         answer = self.config.text_weight if direction == "x2text" and not answer_only else 1.0
-        return Example(ids=rendered.ids, weights=[answer if is_answer else question for is_answer in rendered.loss_mask])
+        weights = [answer if is_answer else question for is_answer in rendered.loss_mask]
+        return Example(ids=rendered.ids, weights=weights)
 
 
 class PackedMixture(Dataset[dict[str, Tensor]]):

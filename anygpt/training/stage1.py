@@ -180,9 +180,18 @@ class _Housekeeping(TrainerCallback):
             plot_curves(state.log_history, Path(args.output_dir) / "curves.png")
 
 
+VOCABULARY_FILES = (
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "anygpt.json",
+)
+
+
 def copy_vocabulary(source: Path, target: Path) -> None:
     """Copy the tokenizer files and `anygpt.json` from one model folder to another."""
-    for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "anygpt.json"):
+    for name in VOCABULARY_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 

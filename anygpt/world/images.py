@@ -21,7 +21,9 @@ SINGLE_PX = {"small": 36, "medium": 56, "large": 80}
 PAIR_PX = {"small": 28, "medium": 36, "large": 46}
 PLACES = {"center": (0.5, 0.5), "left": (0.3, 0.5), "right": (0.7, 0.5), "top": (0.5, 0.3), "bottom": (0.5, 0.7)}
 """Where a single object sits: centre as a fraction of the picture (x, y)."""
-PLACE_WORDS = {"center": "", "left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
+PLACE_WORDS = {
+    "center": "", "left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"
+}  # fmt: skip
 RELATIONS = ("left of", "right of", "above", "below")
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 CANONICAL_RELATIONS = ("left of", "above")
@@ -39,6 +41,16 @@ BACKGROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "sea": ((215, 245, 250), (20, 90, 160)),
 }
 """Background name -> colours of the top and the bottom row; in between is a linear gradient."""
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "first": tuple(OBJECTS),
+    "second": ("none", *OBJECTS),
+    "first_size": SIZES,
+    "second_size": ("none", *SIZES),
+    "background": tuple(BACKGROUNDS),
+    "place": (*PLACES, *CANONICAL_RELATIONS),
+}
+"""What a caption says, as one choice each; "none" where there is no second object."""
 
 HELD_OUT_PAIRS = 0.08
 HELD_OUT_SINGLES = 0.08
@@ -65,6 +77,19 @@ class Scene:
             return held_out("|".join(sorted(self.objects)), HELD_OUT_PAIRS, "image-pair")
         key = f"{self.objects[0]}|{self.sizes[0]}|{self.place}|{self.background}"
         return held_out(key, HELD_OUT_SINGLES, "image-single")
+
+
+def attributes(scene: Scene) -> dict[str, str]:
+    """The value of each of `ATTRIBUTES`."""
+    is_pair = scene.relation is not None
+    return {
+        "first": scene.objects[0],
+        "second": scene.objects[1] if is_pair else "none",
+        "first_size": scene.sizes[0],
+        "second_size": scene.sizes[1] if is_pair else "none",
+        "background": scene.background,
+        "place": scene.relation or scene.place,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,13 +190,9 @@ def parse_caption(text: str) -> Scene | None:
             if relation not in CANONICAL_RELATIONS:
                 objects, sizes, relation = objects[::-1], sizes[::-1], INVERSE[relation]
             return Scene(objects=tuple(objects), sizes=tuple(sizes), background=background, relation=relation)
-    for place, words in PLACE_WORDS.items():
-        if words and body.endswith(" " + words):
-            body = body.removesuffix(" " + words)
-            break
-    else:
-        place = "center"
-    single = _object_pattern().match(body)
+    said = [place for place, words in PLACE_WORDS.items() if words and body.endswith(" " + words)]
+    place = said[0] if said else "center"
+    single = _object_pattern().match(body.removesuffix(" " + PLACE_WORDS[place]) if said else body)
     if not single:
         return None
     return Scene(objects=(single.group(2),), sizes=(single.group(1) or "medium",), background=background, place=place)

@@ -6,8 +6,7 @@ gives the picture; SEED aligns with captions by contrast, here the caption's att
 decoded codes, which in a world of known captions says the same and is cheaper.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +14,28 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anygpt.config import from_dict
-from anygpt.media import atomic_write
 from anygpt.tokenizers.seed.config import SeedConfig
 from anygpt.tokenizers.seed.model import SeedModel
 from anygpt.tokenizers.seed.pixels import SmallPixelConfig, SmallPixelDecoder
+from anygpt.tokenizers.seed.preprocess import PreprocessConfig
+from anygpt.tokenizers.seed.tokenizer import SeedTokenizer
 from anygpt.training.tokenizer_loop import TokenizerRecipe
-from anygpt.world.emoji import OBJECTS
-from anygpt.world.images import BACKGROUNDS, IMAGE_SIZE, SIZES, ImageSample, ImageWorld, background_pixels
-
-PLACE_LABELS = ("center", "left", "right", "top", "bottom", "left of", "above")
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "first": tuple(OBJECTS),
-    "second": ("none", *OBJECTS),
-    "first_size": SIZES,
-    "second_size": ("none", *SIZES),
-    "background": tuple(BACKGROUNDS),
-    "place": PLACE_LABELS,
-}
-"""What a caption says, as one classification each; "none" where there is no second object."""
+from anygpt.world.images import (
+    ATTRIBUTES,
+    IMAGE_SIZE,
+    ImageSample,
+    ImageWorld,
+    attributes,
+    background_pixels,
+)
 
 
 def attribute_labels(sample: ImageSample) -> list[int]:
     """Class index of each of `ATTRIBUTES`."""
-    scene = sample.scene
-    is_pair = scene.relation is not None
-    values = {
-        "first": scene.objects[0],
-        "second": scene.objects[1] if is_pair else "none",
-        "first_size": scene.sizes[0],
-        "second_size": scene.sizes[1] if is_pair else "none",
-        "background": scene.background,
-        "place": scene.relation or scene.place,
-    }
-    return [ATTRIBUTES[name].index(value) for name, value in values.items()]
+    return [ATTRIBUTES[name].index(value) for name, value in attributes(sample.scene).items()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,9 +280,8 @@ class SeedRecipe(TokenizerRecipe):
         results = {"psnr": float(-10 * error.square().mean((1, 2, 3)).log10().mean())}
         on_object = (error.square() * batch["is_object"]).sum() / (3 * batch["is_object"].sum())
         results["object_psnr"] = float(-10 * on_object.log10())
-        right = torch.stack(
-            [head(hidden.mean(1)).argmax(-1) == batch["labels"][:, i] for i, head in enumerate(self.model.heads.values())]
-        )
+        heads, means = self.model.heads.values(), hidden.mean(1)
+        right = torch.stack([head(means).argmax(-1) == batch["labels"][:, i] for i, head in enumerate(heads)])
         results |= {f"{name}_accuracy": float(right[i].float().mean()) for i, name in enumerate(ATTRIBUTES)}
         results["all_attributes"] = float(right.all(0).float().mean())
         return results | numbers
@@ -316,26 +299,11 @@ class SeedRecipe(TokenizerRecipe):
         Image.fromarray(np.concatenate(rows)).save(folder / "reconstructions.png")
 
     def export(self, folder: Path) -> None:
-        """config.json, model.safetensors (`SeedModel`) and pixels.safetensors, weights in bfloat16."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """The tokenizer folder, weights in float16."""
         with torch.no_grad():
             self.model.seed.quantize.embedding.weight.copy_(self.model.codebook)
-        for name, module in (("model", self.model.seed), ("pixels", self.model.pixels)):
-            state = {
-                key: tensor.to(torch.bfloat16).contiguous() if tensor.is_floating_point() else tensor
-                for key, tensor in module.state_dict().items()
-            }
-            with atomic_write(folder / f"{name}.safetensors") as temporary:
-                save_file(state, temporary)
-        content = {
-            "class": "seed",
-            "modality": "image",
-            "model": asdict(self.model.seed.config),
-            "pixels": {"kind": "small", **asdict(self.config.pixels)},
-            "preprocess": {"image_size": IMAGE_SIZE, "mean": self.config.mean, "std": self.config.std},
-        }
-        with atomic_write(folder / "config.json") as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        preprocess = PreprocessConfig(image_size=IMAGE_SIZE, mean=self.config.mean, std=self.config.std)
+        SeedTokenizer(self.model.seed, preprocess, self.model.pixels).save_pretrained(folder, dtype=torch.float16)
 
 
 def on_sphere(vectors: Tensor) -> Tensor:
