@@ -27,6 +27,11 @@ train_tokenizers() {
     "$python" -m anygpt train-tokenizer "$method" --config "config/tokenizers/$name.yaml" --out "$out/$name"
     install_tokenizer "$name" "$name"  # the next ones may need it: SoundStorm learns on the speech tokenizer's codes
   done
+  "$python" - tokenizers/speechtokenizer-mini/config.json <<'PYTHON'
+import json, pathlib, sys
+path = pathlib.Path(sys.argv[1])
+path.write_text(json.dumps(json.loads(path.read_text()) | {"soundstorm": "../soundstorm-mini"}, indent=2) + "\n")
+PYTHON
 }
 
 make_data() {

@@ -20,11 +20,12 @@ from torch.nn import functional as F
 
 from anygpt.config import from_dict
 from anygpt.errors import ConfigError
+from anygpt.media import Audio, save_audio
 from anygpt.tokenizers import spectral
 from anygpt.tokenizers.spectral import SpectralCodec, SpectralConfig, mel_filters
 from anygpt.training.recipes import audio
 from anygpt.training.tokenizer_loop import TokenizerRecipe
-from anygpt.world.speech import PHONEMES, VOICES, SpeechSample, SpeechWorld, frame_labels
+from anygpt.world.speech import PHONEMES, RATE_HZ, VOICES, SpeechSample, SpeechWorld, frame_labels, render
 
 _HEAD_SCALE = 12.0
 """Multiplies the unit vectors that the heads read: their logits could not be sharp otherwise."""
@@ -64,6 +65,9 @@ class SpeechCodecConfig:
     loss_windows: tuple[int, ...] = (2048, 1024, 512, 256)
     warps: tuple[float, float] = (0.88, 1.14)
     validation_sentences: int = 24
+    default_voice: str = "clara"
+    """The world's voice that speaks when a prompt names none."""
+    default_voice_text: str = "good morning, this is the voice that you hear when you ask for no other"
 
 
 class _Training(nn.Module):
@@ -231,7 +235,15 @@ class SpeechCodecRecipe(TokenizerRecipe):
         audio.write_sound_sheet(self.model.codec, waves, folder, levels=(1, 2, self.model.codec.n_q))
 
     def export(self, folder: Path) -> None:
-        audio.export_codec(self.model.codec, folder, {"class": "speechtokenizer"})
+        """The tokenizer folder, with a recording of the voice that speaks when none is asked for.
+
+        `soundstorm` is left null: it is trained on this codec's codes and linked afterwards.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        voice = render(self.config.default_voice_text, self.config.default_voice)
+        save_audio(folder / "voice.wav", Audio(voice.wave[None], RATE_HZ))
+        fields = {"class": "speechtokenizer", "modality": "speech", "default_voice": "voice.wav", "soundstorm": None}
+        audio.export_codec(self.model.codec, folder, fields)
 
     def keeps_float32(self, name: str) -> bool:
         return spectral.keeps_float32(name)
