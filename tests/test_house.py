@@ -22,9 +22,8 @@ PACKAGE = ROOT / "anygpt"
 
 FLOORS = (
     ("cli",),
-    ("evaluation",),
     ("engine", "media_tokenizers", "forms"),
-    ("training",),
+    ("training", "evaluation"),
     ("generation",),
     ("world",),
     ("data",),
