@@ -27,6 +27,7 @@ def base(
     speech_tokenizer_config: str | None = None,
     soundstorm_path: str | None = None,
     music_tokenizer_path: str | None = None,
+    audio_tokenizer_path: str | None = None,
     unclip_path: str | None = None,
     output_dir: Path = Path("infer_output/base"),
     seed: int | None = None,
@@ -47,6 +48,7 @@ def base(
         speech_tokenizer_config: The config.json of released SpeechTokenizer weights, where it isn't beside them.
         soundstorm_path: Released SoundStorm weights.
         music_tokenizer_path: Music tokenizer: a folder of ours, or an Encodec folder or hub name.
+        audio_tokenizer_path: Tokenizer of sound effects, likewise.
         unclip_path: Folder or hub name of the diffusion pipeline that paints a released model's pictures.
         output_dir: Folder for pictures and sounds.
         seed: The same seed gives the same answers.
@@ -66,6 +68,7 @@ def base(
         speech_tokenizer_config=speech_tokenizer_config,
         soundstorm_path=soundstorm_path,
         music_tokenizer_path=music_tokenizer_path,
+        audio_tokenizer_path=audio_tokenizer_path,
         unclip_path=unclip_path,
         device=device,
         dtype=dtype,

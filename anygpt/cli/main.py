@@ -15,6 +15,7 @@ COMMANDS = {
     "world": "anygpt.cli.world:world",
     "train-tokenizer": "anygpt.cli.train_tokenizer:train_tokenizer",
     "train": "anygpt.cli.train:train",
+    "eval": "anygpt.cli.evaluate:evaluate",
 }
 """Command -> `module:function`; a module is imported when its command runs or the overview is printed."""
 

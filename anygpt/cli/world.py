@@ -9,6 +9,7 @@ def world(
     *,
     out: Path,
     count: int,
+    raw: bool = False,
     tokenizer: str | None = None,
     split: str = "train",
     seed: int = 0,
@@ -16,13 +17,15 @@ def world(
 ) -> None:
     """Make COUNT tokenized pairs of the synthetic world's MODALITY (image, speech, music, or `text`).
 
-    Writes <modality>_captions.jsonl and <modality>_prompts.jsonl, in the published pre-training format. `text` instead
-    learns the small model's text tokenizer from the world's texts: COUNT pieces, into tokenizer.model.
+    Writes <modality>_captions.jsonl and <modality>_prompts.jsonl, in the published pre-training format; with --raw
+    pictures or sounds under media/ and manifest.jsonl, which `anygpt tokenize` takes. `text` instead learns the small
+    model's text tokenizer from the world's texts: COUNT pieces, into tokenizer.model.
 
     Args:
         modality: What to make.
         out: Output folder.
         count: Number of pairs (of pieces, for text).
+        raw: Write the pictures or sounds themselves.
         tokenizer: Tokenizer folder or name under tokenizers/; without it the shipped one of the modality.
         split: train or heldout.
         seed: The same seed gives the same pairs.
@@ -38,13 +41,15 @@ def world(
 
         print(learn_text_tokenizer(out / "tokenizer.model", pieces=count, seed=seed).model_path)
         return
-    from anygpt.paths import resource
     from anygpt.tokenizers.base import load_tokenizer
-    from anygpt.world.pairs import DEFAULT_TOKENIZERS, world_pairs, write_pairs
+    from anygpt.tokenizers.sources import find_tokenizer
+    from anygpt.world.pairs import world_pairs, write_pairs
+    from anygpt.world.samples import write_samples
 
     world_pairs(modality)
-    name = tokenizer or DEFAULT_TOKENIZERS[modality]
-    folder = Path(name) if Path(name).is_dir() else resource("tokenizers", name)
-    loaded = load_tokenizer(folder)
+    if raw:
+        print(write_samples(modality, out, count=count, split=split, seed=seed))
+        return
+    loaded = load_tokenizer(find_tokenizer(modality, tokenizer))
     for path in write_pairs(loaded, out, count=count, split=split, seed=seed, batch_size=batch_size):
         print(path)

@@ -66,10 +66,6 @@ PAIRS: dict[str, Callable[[str, int, int], Iterator[WorldPair]]] = {
 """Modality -> function of (split, seed, first index) that yields pairs."""
 
 
-DEFAULT_TOKENIZERS = {"image": "seed-mini", "speech": "speechtokenizer-mini", "music": "encodec-mini"}
-"""Modality -> the shipped tokenizer, by its name under `tokenizers/`."""
-
-
 def world_pairs(modality: str, split: str = "train", seed: int = 0, first: int = 0) -> Iterator[WorldPair]:
     """Pairs of the world from number `first` on. Raises AnyGPTError for a modality that the world has not."""
     if modality not in PAIRS:

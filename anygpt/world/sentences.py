@@ -49,9 +49,7 @@ LEXICON: dict[str, tuple[str, ...]] = {
         "ladder bucket rope umbrella computer television newspaper magazine wallet ring suitcase towel brush kite "
         "balloon puzzle present toy doll flag bell flute trumpet"
     ),
-    "clothes": _words(
-        "shirt dress hat coat jacket sweater skirt scarf belt tie glove boot shoe sock suit uniform cap"
-    ),
+    "clothes": _words("shirt dress hat coat jacket sweater skirt scarf belt tie glove boot shoe sock suit uniform cap"),
     "vehicle": _words("car bus train bike truck boat ship plane taxi tractor van helicopter rocket"),
     "place": _words(
         "house school park garden kitchen library hospital market station beach forest river lake mountain castle "
@@ -61,9 +59,7 @@ LEXICON: dict[str, tuple[str, ...]] = {
     ),
     "country": _words("france spain italy germany japan china india canada brazil mexico egypt england greece kenya"),
     "town": _words("london paris rome berlin tokyo madrid boston chicago vienna moscow sydney dublin"),
-    "colour": _words(
-        "red blue green yellow orange purple pink brown black white gray golden silver"
-    ),
+    "colour": _words("red blue green yellow orange purple pink brown black white gray golden silver"),
     "adjective": _words(
         "big small old new tall short long clean dirty heavy light strange beautiful ugly cheap expensive broken "
         "empty full soft hard round flat little tiny huge wonderful simple lovely famous special"
@@ -94,9 +90,7 @@ LEXICON: dict[str, tuple[str, ...]] = {
         "a_long_time_ago"
     ),
     "often": _words("always never often sometimes usually rarely"),
-    "manner": _words(
-        "slowly quickly quietly loudly carefully happily sadly well badly together alone again softly"
-    ),
+    "manner": _words("slowly quickly quietly loudly carefully happily sadly well badly together alone again softly"),
     "act": _words(
         "sing dance swim run walk sleep read write cook paint play work jump laugh smile talk listen travel study "
         "climb fish hike ski skate wait help win shout whisper exercise rest camp dream"

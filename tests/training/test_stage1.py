@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from anygpt.code_strings import codes_to_string
+from anygpt.config import load_config
 from anygpt.errors import AnyGPTError, ConfigError
 from anygpt.modality import MODALITIES
 from anygpt.paths import checkout_root
 from anygpt.text_tokenizer import train_text_tokenizer
 from anygpt.training.stage1 import Stage1Config, build_model, build_vocabulary, last_checkpoint, train_stage1
-from anygpt.config import load_config
 from anygpt.vocabulary import Vocabulary
 
 ROOT = checkout_root()

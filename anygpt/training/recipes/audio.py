@@ -195,9 +195,7 @@ def reconstruction_quality(codec: SpectralCodec, waves: Sequence[Tensor], levels
     return numbers
 
 
-def write_sound_sheet(
-    codec: SpectralCodec, waves: Sequence[Tensor], folder: Path, *, levels: Sequence[int]
-) -> None:
+def write_sound_sheet(codec: SpectralCodec, waves: Sequence[Tensor], folder: Path, *, levels: Sequence[int]) -> None:
     """Write `<i>-original.wav`, `<i>-levels<n>.wav` and `spectrograms.png`: a row a sound, a column a version."""
     rows = []
     for i, wave in enumerate(waves):

@@ -179,12 +179,16 @@ class SpeechCodecRecipe(TokenizerRecipe):
         scale = config.codec.dimension
         loss = phoneme_loss + scale * (config.commitment_weight * commitment + config.agreement_weight * agreement)
         predicted_BT = self.model.logits(quantized_BTC.detach())[0].argmax(-1)
-        return loss, book.lookup(codes_1BT[0]), {
-            "phoneme_loss": float(phoneme_loss.detach()),
-            "phoneme_accuracy": float((predicted_BT == labels_BT).float().mean()),
-            "agreement": float((disturbed_codes_BT == codes_1BT[0]).float().mean()),
-            "perplexity": audio.perplexity(codes_1BT, config.codec.codebook_size),
-        }
+        return (
+            loss,
+            book.lookup(codes_1BT[0]),
+            {
+                "phoneme_loss": float(phoneme_loss.detach()),
+                "phoneme_accuracy": float((predicted_BT == labels_BT).float().mean()),
+                "agreement": float((disturbed_codes_BT == codes_1BT[0]).float().mean()),
+                "perplexity": audio.perplexity(codes_1BT, config.codec.codebook_size),
+            },
+        )
 
     def _phoneme_loss(self, x_BTC: Tensor, labels_BT: Tensor) -> Tensor:
         """Cross-entropy of the phonemes of the frame itself and, at lower weight, of frames before and after it."""
