@@ -1,0 +1,423 @@
+"""The tasks: which held-out cases, what is judged, and how well it should go.
+
+A task has up to three columns: the judge on real media, on what the tokenizer makes of them, and on the model's
+answers. Each column turns a case into scores by measure; each row of the report is one measure.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from anygpt.evaluation.bench import Bench, Case
+from anygpt.evaluation.judges import music_attributes
+from anygpt.evaluation.metrics import Scores, compare, word_errors
+from anygpt.evaluation.sounds import cepstra, warped_distances, waveform
+from anygpt.media import Audio
+from anygpt.world import images, music, speech
+from anygpt.world.sentences import normalise
+
+REAL, REBUILT, MODEL = "real", "reconstruction", "model"
+COLUMNS = (REAL, REBUILT, MODEL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measure of a task."""
+
+    measure: str
+    title: str
+    target: float | None = None
+    kind: Literal["at least", "at most", "share of real"] = "at least"
+    """What `target` asks of the model's rate (of the reconstructions' where the task has no model column)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """How a case becomes something (`get`) that is scored (`score`; None where getting it failed)."""
+
+    get: Callable[[Bench, Case], Any]
+    score: Callable[[Bench, Case, Any], Scores]
+    asks: bool = False
+    """Whether the model takes part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One line of questions to a model."""
+
+    name: str
+    title: str
+    modality: str
+    judge: str | None = None
+    """Name of the judge whose file the scores depend on."""
+    cases: Callable[[Bench], Callable[[int], Case]]
+    """Function of the bench that gives a function of the case's number."""
+    columns: Mapping[str, Column]
+    rows: tuple[Row, ...]
+
+
+# ---- cases ----
+
+
+def image_cases(bench: Bench) -> Callable[[int], Case]:
+    """Held-out pictures with canonical captions."""
+    world = images.ImageWorld("heldout", seed=bench.world_seed)
+
+    def case(index: int) -> Case:
+        sample = world.sample(index)
+        return Case(
+            index=index,
+            seed=bench.case_seed(index),
+            media=Image.fromarray(sample.pixels),
+            text=sample.caption,
+            truth=images.attributes(sample.scene),
+        )
+
+    return case
+
+
+def music_cases(bench: Bench) -> Callable[[int], Case]:
+    """Clips of held-out combinations with canonical captions."""
+    world = music.MusicWorld("heldout", seed=bench.world_seed)
+
+    def case(index: int) -> Case:
+        sample = world.sample(index)
+        return Case(
+            index=index,
+            seed=bench.case_seed(index),
+            media=Audio(sample.wave[None], music.RATE_HZ),
+            text=sample.caption,
+            truth=music_attributes(sample.attributes),
+        )
+
+    return case
+
+
+def speech_cases(split: str) -> Callable[[Bench], Callable[[int], Case]]:
+    """Unseen sentences in seen or unseen voices."""
+
+    def of(bench: Bench) -> Callable[[int], Case]:
+        world = speech.SpeechWorld(split, seed=bench.world_seed)
+
+        def case(index: int) -> Case:
+            sample = world.sample(index)
+            return Case(index=index, seed=bench.case_seed(index), media=_audio(sample), text=sample.text)
+
+        return case
+
+    return of
+
+
+def voice_cases(split: str) -> Callable[[Bench], Callable[[int], Case]]:
+    """Unseen sentences with a voice prompt that says something else; `others`: two recordings of a third sentence, the
+    first in the prompt's voice, the second in another one of the same split."""
+
+    def of(bench: Bench) -> Callable[[int], Case]:
+        world = speech.SpeechWorld(split, seed=bench.world_seed)
+
+        def case(index: int) -> Case:
+            rng = np.random.default_rng([bench.world_seed, index])
+            voice, other = (str(name) for name in rng.choice(world.voices, 2, replace=False))
+            sentences = [world.sentence(3 * index + i) for i in range(3)]
+            said, prompt, again = (_audio(world.render(sentence, voice)) for sentence in sentences)
+            return Case(
+                index=index,
+                seed=bench.case_seed(index),
+                media=said,
+                text=sentences[0],
+                settings={"voice": prompt},
+                others=(again, _audio(world.render(sentences[2], other))),
+            )
+
+        return case
+
+    return of
+
+
+def _audio(sample: speech.SpeechSample) -> Audio:
+    return Audio(sample.wave[None], speech.RATE_HZ)
+
+
+# ---- scores ----
+
+SCENE = ("first", "second", "place", "background")
+IMAGE_MEASURES: dict[str, Sequence[str]] = {
+    "scene": SCENE,
+    "all": (*SCENE, "first_size", "second_size"),
+    "objects": ("first", "second"),
+    "place": ("place",),
+    "background": ("background",),
+    "sizes": ("first_size", "second_size"),
+}
+"""Measure -> attributes that must all be right. A place is a single object's, or the relation of two."""
+MUSIC_MEASURES: dict[str, Sequence[str]] = {
+    "all": ("instrument", "tempo", "mode", "drums"),
+    **{name: (name,) for name in ("instrument", "tempo", "mode", "drums")},
+}
+
+
+def image_scores(bench: Bench, case: Case, picture: Image.Image | None) -> Scores:
+    """What the judge sees in a picture, against the case's scene."""
+    read = None if picture is None else bench.image_judge.read([picture])[0]
+    return compare(read, case.truth, IMAGE_MEASURES)
+
+
+def image_caption_scores(bench: Bench, case: Case, text: str | None) -> Scores:
+    """What a caption says; `B right of A` is `A left of B`."""
+    scene = images.parse_caption(text or "")
+    return compare(None if scene is None else images.attributes(scene), case.truth, IMAGE_MEASURES)
+
+
+def music_scores(bench: Bench, case: Case, clip: Audio | None) -> Scores:
+    """What the judge hears in a clip, against the case's attributes."""
+    read = None if clip is None else bench.music_judge.read([clip])[0]
+    return compare(read, case.truth, MUSIC_MEASURES)
+
+
+def music_caption_scores(bench: Bench, case: Case, text: str | None) -> Scores:
+    """What a caption says."""
+    found = music.parse_caption(text or "")
+    return compare(None if found is None else music_attributes(found), case.truth, MUSIC_MEASURES)
+
+
+def word_scores(bench: Bench, case: Case, text: str | None) -> Scores:
+    """Word errors of a transcript."""
+    errors, words = word_errors(normalise(text or ""), normalise(case.text))
+    return {"wer": (errors, words), "sentence": (float(errors == 0), 1.0)}
+
+
+def transcript_scores(bench: Bench, case: Case, heard: tuple[Audio, str] | None) -> Scores:
+    """Word errors of what the recogniser understood."""
+    return word_scores(bench, case, heard[1] if heard else None)
+
+
+def heard_scores(bench: Bench, case: Case, heard: tuple[Audio, str] | None) -> Scores:
+    """Word errors of what the recogniser understood, and whether the sound is closest to the right sentence."""
+    return transcript_scores(bench, case, heard) | retrieval_scores(bench, case, heard[0] if heard else None)
+
+
+SENTENCES = 100
+REFERENCE_VOICE = speech.HELD_OUT_VOICES[0].name
+"""Reads the sentences that a sound is compared with; no case has this voice."""
+
+
+def retrieval_scores(bench: Bench, case: Case, audio: Audio | None) -> Scores:
+    """Whether, of `SENTENCES` held-out sentences read by espeak-ng, the right one aligns best with the sound."""
+    if audio is None:
+        return {"retrieval": (0.0, 1.0)}
+    if "references" not in bench.cache:
+        bench.cache["references"] = list(_references(bench))
+    wanted = normalise(case.text)
+    distractors = [found for sentence, found in bench.cache["references"] if sentence != wanted][: SENTENCES - 1]
+    right = cepstra(waveform(_audio(speech.render(case.text, REFERENCE_VOICE))))
+    distances = warped_distances(cepstra(waveform(audio)), [right, *distractors])
+    return {"retrieval": (float(distances.argmin() == 0), 1.0)}
+
+
+def _references(bench: Bench) -> Iterator[tuple[str, np.ndarray]]:
+    """`SENTENCES` different sentences, normalised, with their cepstra."""
+    world = speech.SpeechWorld("heldout_sentences", seed=bench.world_seed + 1)
+    seen: set[str] = set()
+    index = 0
+    while len(seen) < SENTENCES:
+        text = world.sentence(index)
+        index += 1
+        if normalise(text) not in seen:
+            seen.add(normalise(text))
+            yield normalise(text), cepstra(waveform(_audio(speech.render(text, REFERENCE_VOICE))))
+
+
+def voice_scores(bench: Bench, case: Case, audio: Audio | None) -> Scores:
+    """Whether a sound is closer to the prompt's voice than to another."""
+    if audio is None:
+        return {"closer": (0.0, 1.0)}
+    place, same, other = bench.voice_judge.places([audio, *case.others])
+    return {"closer": (float((place - same).norm() < (place - other).norm()), 1.0)}
+
+
+# ---- columns ----
+
+Get = Callable[[Bench, Case], Any]
+
+
+def shown(bench: Bench, case: Case) -> Any:
+    """The real media."""
+    return case.media
+
+
+def rebuilt(modality: str) -> Get:
+    """What the tokenizer makes of the real media."""
+    return lambda bench, case: bench.rebuild(modality, case)
+
+
+def told(modality: str, get: Get = shown) -> Get:
+    """What the model says about media."""
+    return lambda bench, case: bench.tell(modality, case, get(bench, case))
+
+
+def made(modality: str) -> Get:
+    """What the model makes of the text."""
+    return lambda bench, case: bench.make(modality, case)
+
+
+def heard(get: Get) -> Get:
+    """A sound together with what the model's own recogniser understands."""
+
+    def both(bench: Bench, case: Case) -> tuple[Audio, str]:
+        audio = get(bench, case)
+        return audio, bench.tell("speech", case, audio)
+
+    return both
+
+
+# ---- the table ----
+
+_IMAGE_ROWS = (
+    Row(measure="objects", title="object(s)"),
+    Row(measure="place", title="place or relation"),
+    Row(measure="background", title="background"),
+    Row(measure="sizes", title="size(s)"),
+)
+
+
+def _music_rows(target: float) -> tuple[Row, ...]:
+    names = ("instrument", "tempo", "mode", "drums")
+    return (*(Row(measure=name, title=name, target=target) for name in names), Row(measure="all", title="all four"))
+
+
+def _speech_to_text(name: str, title: str, split: str, target: float) -> Task:
+    return Task(
+        name=name,
+        title=title,
+        modality="speech",
+        cases=speech_cases(split),
+        columns={
+            REBUILT: Column(get=told("speech", rebuilt("speech")), score=word_scores, asks=True),
+            MODEL: Column(get=told("speech"), score=word_scores, asks=True),
+        },
+        rows=(
+            Row(measure="wer", title="word error rate", target=target, kind="at most"),
+            Row(measure="sentence", title="sentences without an error"),
+        ),
+    )
+
+
+def _voice(name: str, title: str, split: str) -> Task:
+    return Task(
+        name=name,
+        title=title,
+        modality="speech",
+        judge="voice",
+        cases=voice_cases(split),
+        columns={
+            REAL: Column(get=shown, score=voice_scores),
+            REBUILT: Column(get=rebuilt("speech"), score=voice_scores),
+            MODEL: Column(get=made("speech"), score=voice_scores, asks=True),
+        },
+        rows=(Row(measure="closer", title="closer to the prompt's voice than to another", target=0.80),),
+    )
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            name="image-tokenizer",
+            title="image tokenizer",
+            modality="image",
+            judge="image",
+            cases=image_cases,
+            columns={
+                REAL: Column(get=shown, score=image_scores),
+                REBUILT: Column(get=rebuilt("image"), score=image_scores),
+            },
+            rows=(
+                Row(
+                    measure="scene",
+                    title="object(s), relation, background all right",
+                    target=0.90,
+                    kind="share of real",
+                ),
+                *_IMAGE_ROWS,
+            ),
+        ),
+        Task(
+            name="image-to-text",
+            title="image to text",
+            modality="image",
+            judge="image",
+            cases=image_cases,
+            columns={
+                REAL: Column(get=shown, score=image_scores),
+                REBUILT: Column(get=rebuilt("image"), score=image_scores),
+                MODEL: Column(get=told("image"), score=image_caption_scores, asks=True),
+            },
+            rows=(Row(measure="all", title="every attribute right", target=0.75), *_IMAGE_ROWS),
+        ),
+        Task(
+            name="text-to-image",
+            title="text to image",
+            modality="image",
+            judge="image",
+            cases=image_cases,
+            columns={
+                REAL: Column(get=shown, score=image_scores),
+                REBUILT: Column(get=rebuilt("image"), score=image_scores),
+                MODEL: Column(get=made("image"), score=image_scores, asks=True),
+            },
+            rows=(
+                Row(measure="scene", title="object(s), relation, background all right", target=0.60),
+                *_IMAGE_ROWS,
+            ),
+        ),
+        _speech_to_text("speech-to-text-seen", "speech to text, seen voices", "heldout_sentences", 0.05),
+        _speech_to_text("speech-to-text-unseen", "speech to text, unseen voices", "heldout_voices", 0.08),
+        Task(
+            name="text-to-speech",
+            title="text to speech",
+            modality="speech",
+            cases=speech_cases("heldout_sentences"),
+            columns={
+                REAL: Column(get=heard(shown), score=heard_scores, asks=True),
+                REBUILT: Column(get=heard(rebuilt("speech")), score=heard_scores, asks=True),
+                MODEL: Column(get=heard(made("speech")), score=heard_scores, asks=True),
+            },
+            rows=(
+                Row(measure="wer", title="word error rate of our recogniser", target=0.15, kind="at most"),
+                Row(measure="retrieval", title=f"right sentence among {SENTENCES} by alignment", target=0.95),
+            ),
+        ),
+        _voice("voice-seen", "text to speech with voice prompt, seen voices", "heldout_sentences"),
+        _voice("voice-unseen", "text to speech with voice prompt, unseen voices", "heldout_voices"),
+        Task(
+            name="music-to-text",
+            title="music to text",
+            modality="music",
+            judge="music",
+            cases=music_cases,
+            columns={
+                REAL: Column(get=shown, score=music_scores),
+                REBUILT: Column(get=rebuilt("music"), score=music_scores),
+                MODEL: Column(get=told("music"), score=music_caption_scores, asks=True),
+            },
+            rows=_music_rows(0.80),
+        ),
+        Task(
+            name="text-to-music",
+            title="text to music",
+            modality="music",
+            judge="music",
+            cases=music_cases,
+            columns={
+                REAL: Column(get=shown, score=music_scores),
+                REBUILT: Column(get=rebuilt("music"), score=music_scores),
+                MODEL: Column(get=made("music"), score=music_scores, asks=True),
+            },
+            rows=_music_rows(0.70),
+        ),
+    )
+}
+"""Every task by name, in the order of the report."""

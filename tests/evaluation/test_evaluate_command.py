@@ -1,0 +1,76 @@
+"""`anygpt eval` from flags to report, with the tiny model and judges that know nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from anygpt.cli.evaluate import evaluate, fingerprint
+from anygpt.errors import AnyGPTError, CheckpointError
+from anygpt.evaluation.judges import ImageJudge, MusicJudge, VoiceJudge
+from anygpt.evaluation.tasks import TASKS
+from anygpt.world.emoji import glyph
+from anygpt.world.music import MusicWorld
+from anygpt.world.speech import SpeechWorld
+
+
+@pytest.fixture(autouse=True)
+def home(tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
+    monkeypatch.chdir(tmp_path)
+    for judge in (ImageJudge(), MusicJudge(), VoiceJudge()):
+        judge.scores = {"all": 0.5}
+        judge.save(Path("runs/judges"))
+
+
+@pytest.fixture
+def world() -> None:
+    try:
+        glyph("dog", 16)
+        SpeechWorld("train")
+        MusicWorld("train")
+    except AnyGPTError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("world")
+def test_all_tasks_end_in_a_report() -> None:
+    evaluate(n=1, seed=5)
+    summary = json.loads(Path("docs/quality.json").read_text())
+    assert {(row["task"], row["measure"]) for row in summary["rows"]} == {
+        (task.name, row.measure) for task in TASKS.values() for row in task.rows
+    }
+    for row in summary["rows"]:
+        assert set(row["columns"]) == set(TASKS[row["task"]].columns)
+        assert all(found["cases"] == 1 for found in row["columns"].values())
+    before = Path("docs/quality.md").read_text()
+    scores = {path: path.read_text() for path in Path("runs/eval").iterdir()}
+    evaluate(n=1, seed=5)
+    assert Path("docs/quality.md").read_text() == before
+    assert {path: path.read_text() for path in Path("runs/eval").iterdir()} == scores
+
+
+@pytest.mark.usefixtures("world")
+def test_tokenizers_alone(tiny_home: Path) -> None:
+    folder = tiny_home / "tokenizers" / "seed-tiny"
+    evaluate(n=2, tasks=["image-tokenizer,text-to-image"], tokenizer=[folder], tokenizers_only=True)
+    summary = json.loads(Path("docs/quality.json").read_text())
+    assert {row["task"] for row in summary["rows"]} == {"image-tokenizer", "text-to-image"}
+    assert all(set(row["columns"]) == {"real", "reconstruction"} for row in summary["rows"])
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(AnyGPTError, match="unknown task 'image-to-txt'.*did you mean 'image-to-text'"):
+        evaluate(tasks=["image-to-txt"])
+    with pytest.raises(CheckpointError, match="no such model"):
+        evaluate(model="missing/model", tasks=["image-to-text"])
+
+
+def test_fingerprints_follow_contents(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("1")
+    two.write_text("2")
+    before = fingerprint([one, two])
+    assert fingerprint([two, one]) == before != fingerprint([one])
+    one.write_text("3")
+    assert fingerprint([one, two]) != before
