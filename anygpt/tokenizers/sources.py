@@ -1,0 +1,126 @@
+"""Where tokenizers come from: shipped by name, folders of ours, and the files that were released with the paper."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anygpt.errors import AnyGPTError, CheckpointError
+from anygpt.paths import resource
+from anygpt.tokenizers.base import ModalityTokenizer, load_tokenizer
+
+DEFAULT_TOKENIZERS = {"image": "seed-mini", "speech": "speechtokenizer-mini", "music": "encodec-mini"}
+"""Modality -> the shipped tokenizer, by its name under `tokenizers/`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerPaths:
+    """Where the tokenizers of a released checkpoint are, or others to use than the model names.
+
+    `<modality>_tokenizer` may be a tokenizer folder of ours or what was released: SEED's `seed_quantizer.pt`,
+    SpeechTokenizer's `.pt`, an Encodec folder or its name on the hub.
+    """
+
+    image_tokenizer: str | None = None
+    unclip: str | None = None
+    """Folder or hub name of the diffusion pipeline that paints released image codes."""
+    speech_tokenizer: str | None = None
+    speech_config: str | None = None
+    soundstorm: str | None = None
+    music_tokenizer: str | None = None
+    audio_tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        for field, value in (("speech_config", self.speech_config), ("soundstorm", self.soundstorm)):
+            if value is not None and self.speech_tokenizer is None:
+                raise AnyGPTError(f"{field} is '{value}', but no speech tokenizer is given; give its path too")
+
+
+def find_tokenizer(modality: str, name_or_path: str | None = None) -> str:
+    """What to give as `<modality>_tokenizer`: the folder of a shipped tokenizer (by default the modality's), else the
+    path or hub name as it is.
+
+    Raises AnyGPTError for a name that is neither shipped nor a file or folder here, CheckpointError where the modality
+    has no default.
+    """
+    if name_or_path is None:
+        if modality not in DEFAULT_TOKENIZERS:
+            raise CheckpointError(f"no tokenizer for {modality} is shipped; give one with --tokenizer")
+        return str(resource("tokenizers", DEFAULT_TOKENIZERS[modality]))
+    path = Path(name_or_path).expanduser()
+    if len(path.parts) == 1 and not path.exists():
+        return str(resource("tokenizers", name_or_path))
+    return str(path) if path.exists() else name_or_path
+
+
+def load_from_paths(modality: str, paths: TokenizerPaths, *, device: torch.device | str = "cpu") -> ModalityTokenizer:
+    """The tokenizer that `paths` give for a modality. Raises CheckpointError when there is none or it is unfit."""
+    path = getattr(paths, f"{modality}_tokenizer", None)
+    if path is not None and _is_tokenizer_folder(Path(path)):
+        return load_tokenizer(path, device=device)
+    if modality not in _RELEASED:
+        raise CheckpointError(f"no tokenizer for {modality} is known; give the folder of one")
+    return _RELEASED[modality](paths, device)
+
+
+def _is_tokenizer_folder(path: Path) -> bool:
+    """Whether this is a tokenizer folder of ours rather than a released file or a Hugging Face folder."""
+    config_path = path / "config.json"
+    if not config_path.is_file():
+        return False
+    try:
+        return "class" in json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+
+
+def _released_image(paths: TokenizerPaths, device: torch.device | str) -> ModalityTokenizer:
+    from anygpt.tokenizers.seed.pixels import RELEASED_UNCLIP, UnclipConfig, UnclipPixels
+    from anygpt.tokenizers.seed.tokenizer import SeedTokenizer
+
+    if paths.image_tokenizer is None:
+        raise CheckpointError("the image tokenizer of a released model is not given; set --image-tokenizer-path")
+    unclip = UnclipConfig(path=paths.unclip or RELEASED_UNCLIP)
+
+    class PaintsLater(SeedTokenizer):
+        """Reading pictures needs no diffusion pipeline, which is slow to load and may be missing."""
+
+        def decode(self, *args: Any, **settings: Any) -> Any:
+            if self.pixels is None:
+                self.pixels = UnclipPixels.from_pretrained(unclip, device=self.device)
+            return super().decode(*args, **settings)
+
+    return PaintsLater.from_released(paths.image_tokenizer, device=device)
+
+
+def _released_speech(paths: TokenizerPaths, device: torch.device | str) -> ModalityTokenizer:
+    from anygpt.tokenizers.speechtokenizer.tokenizer import SpeechTokenizer
+
+    if paths.speech_tokenizer is None:
+        raise CheckpointError("the speech tokenizer of a released model is not given; set --speech-tokenizer-path")
+    return SpeechTokenizer.from_released(paths.speech_tokenizer, paths.speech_config, paths.soundstorm, device=device)
+
+
+def _released_music(paths: TokenizerPaths, device: torch.device | str) -> ModalityTokenizer:
+    from anygpt.tokenizers.encodec.tokenizer import EncodecTokenizer
+
+    return EncodecTokenizer.from_released(paths.music_tokenizer or "facebook/encodec_32khz", device=device)
+
+
+def _released_audio(paths: TokenizerPaths, device: torch.device | str) -> ModalityTokenizer:
+    from anygpt.tokenizers.encodec.tokenizer import EncodecTokenizer
+
+    name = paths.audio_tokenizer or "facebook/encodec_24khz"
+    return EncodecTokenizer.from_released(name, modality="audio", device=device)
+
+
+_RELEASED: dict[str, Callable[[TokenizerPaths, torch.device | str], ModalityTokenizer]] = {
+    "image": _released_image,
+    "speech": _released_speech,
+    "music": _released_music,
+    "audio": _released_audio,
+}
+"""How the tokenizers that were released with the paper are loaded."""
