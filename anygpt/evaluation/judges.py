@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anygpt.errors import CheckpointError
@@ -28,7 +27,8 @@ from anygpt.evaluation.sounds import (
     voice_features,
     waveform,
 )
-from anygpt.media import Audio, atomic_write
+from anygpt.media import Audio
+from anygpt.tokenizers.weights import save_safetensors
 from anygpt.world import images, music
 
 BATCH_SIZE = 64
@@ -72,8 +72,7 @@ class Judge(nn.Module):
         """Write the judge; returns the path."""
         path = folder / f"{self.name}.safetensors"
         about = {"classes": json.dumps(self.classes()), "scores": json.dumps(self.scores)}
-        with atomic_write(path) as temporary:
-            save_file({key: value.contiguous() for key, value in self.state_dict().items()}, temporary, about)
+        save_safetensors(self, path, metadata=about)
         return path
 
     @classmethod

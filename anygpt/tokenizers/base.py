@@ -77,7 +77,7 @@ def load_tokenizer(folder: Path | str, *, device: str | torch.device = "cpu") ->
         raise CheckpointError(f"{config_path}: missing; a tokenizer folder holds config.json and safetensors weights")
     name = json.loads(config_path.read_text(encoding="utf-8")).get("class", "")
     if name not in TOKENIZER_CLASSES:
-        known = ", ".join(TOKENIZER_CLASSES)
-        raise CheckpointError(f"{config_path}: unknown class '{name}'{nearest(name, TOKENIZER_CLASSES)}; known: {known}")
+        known = f"{nearest(name, TOKENIZER_CLASSES)}; known: {', '.join(TOKENIZER_CLASSES)}"
+        raise CheckpointError(f"{config_path}: unknown class '{name}'{known}")
     module, _, attribute = TOKENIZER_CLASSES[name].partition(":")
     return getattr(importlib.import_module(module), attribute).from_pretrained(folder, device=device)

@@ -145,9 +145,7 @@ class ConvNeXtStack(nn.Module):
     everything else in float32.
     """
 
-    def __init__(
-        self, in_width: int, width: int, out_width: int, *, depth: int, expansion: int, kernel_size: int
-    ):
+    def __init__(self, in_width: int, width: int, out_width: int, *, depth: int, expansion: int, kernel_size: int):
         super().__init__()
         self.linear_in = nn.Linear(in_width, width)
         self.norm_in = nn.LayerNorm(width)

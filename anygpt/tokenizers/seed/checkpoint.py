@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from anygpt.errors import CheckpointError
-from anygpt.media import atomic_write
 from anygpt.tokenizers.seed.config import SeedConfig
 from anygpt.tokenizers.seed.model import SeedModel
 
@@ -33,16 +31,6 @@ def load_safetensors(module: nn.Module, path: Path) -> None:
     if extra:
         raise CheckpointError(f"{path}: {_listed(extra)} not part of the model that config.json describes")
     _fill(module, state, path)
-
-
-def save_safetensors(module: nn.Module, path: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the weights of `module` to `path` as `dtype`, to a temporary name first."""
-    state = {
-        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        for name, tensor in module.state_dict().items()
-    }
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(to_safetensors(state))  # `save_file` would make a file that only its owner can read
 
 
 def load_released(path: Path, config: SeedConfig) -> SeedModel:

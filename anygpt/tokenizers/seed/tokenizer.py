@@ -17,11 +17,12 @@ from anygpt.config import from_dict, read_mapping
 from anygpt.errors import AnyGPTError, CheckpointError, CodeError, ConfigError, nearest
 from anygpt.media import atomic_write
 from anygpt.tokenizers.base import ModalityTokenizer
-from anygpt.tokenizers.seed.checkpoint import load_released, load_safetensors, save_safetensors
+from anygpt.tokenizers.seed.checkpoint import load_released, load_safetensors
 from anygpt.tokenizers.seed.config import SeedConfig
 from anygpt.tokenizers.seed.model import SeedModel
 from anygpt.tokenizers.seed.pixels import PixelDecoder, SmallPixelConfig, SmallPixelDecoder, UnclipConfig, UnclipPixels
 from anygpt.tokenizers.seed.preprocess import PreprocessConfig, preprocess
+from anygpt.tokenizers.weights import save_safetensors
 
 CODE_DEFINING = ("query_tokens", "visual_encoder.", "ln_vision.", "Qformer.", "encode_task_layer.", "quantize.")
 """Beginnings of the names of the weights that decide the codes; the others only decode."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from anygpt.errors import CheckpointError
@@ -17,6 +17,7 @@ from anygpt.media import atomic_write
 from anygpt.tokenizers.audio_codec import AudioCodecModel, code_defining_tensors, load_strictly
 from anygpt.tokenizers.soundstorm.config import SoundStormConfig
 from anygpt.tokenizers.soundstorm.model import SoundStorm
+from anygpt.tokenizers.weights import save_safetensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -60,9 +61,7 @@ def load_soundstorm(
 def save_soundstorm(model: SoundStorm, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write model.safetensors (values as `dtype`) and config.json into `folder`, each renamed into place."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_write(folder / WEIGHTS_FILE) as temporary:
-        save_file(state, temporary)
+    save_safetensors(model, folder / WEIGHTS_FILE, dtype)
     with atomic_write(folder / CONFIG_FILE) as temporary:
         temporary.write_text(json.dumps(model.config.to_mapping(), indent=2) + "\n", encoding="utf-8")
 

@@ -12,12 +12,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from anygpt.media import Audio, atomic_write, save_audio
 from anygpt.tokenizers.spectral import SpectralCodec, mel_filters, power_spectra
+from anygpt.tokenizers.weights import save_safetensors
 
 T = TypeVar("T")
 
@@ -219,9 +219,7 @@ def _picture(wave_L: Tensor, codec: SpectralCodec) -> np.ndarray:
 def export_codec(codec: SpectralCodec, folder: Path, fields: Mapping[str, Any]) -> None:
     """Write `model.safetensors` (float16) and `config.json`: `fields` plus the network's description."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().half().contiguous() for name, tensor in codec.state_dict().items()}
-    with atomic_write(folder / "model.safetensors") as temporary:
-        save_file(state, temporary)
+    save_safetensors(codec, folder / "model.safetensors", torch.float16)
     config = {**fields, "backbone": "spectral", "model": codec.config.to_dict()}
     with atomic_write(folder / "config.json") as temporary:
         Path(temporary).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
