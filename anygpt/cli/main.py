@@ -12,6 +12,7 @@ from anygpt.errors import AnyGPTError, nearest
 
 COMMANDS = {
     "base": "anygpt.cli.base:base",
+    "tokenize": "anygpt.cli.tokenize:tokenize",
     "world": "anygpt.cli.world:world",
     "train-tokenizer": "anygpt.cli.train_tokenizer:train_tokenizer",
     "train": "anygpt.cli.train:train",
