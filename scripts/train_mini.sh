@@ -62,7 +62,10 @@ for step in "${@:-tokenizers data stage1 install eval}"; do
       data) make_data ;;
       stage1) train_stage1 ;;
       install) install_model ;;
-      eval) "$python" -m anygpt eval --out "$out/mini/eval" ;;
+      eval)
+        "$python" -m anygpt eval --train-judges
+        "$python" -m anygpt eval --out "$out/mini/eval"
+        ;;
       *) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
     esac
   done
