@@ -173,9 +173,15 @@ def _load(row: Row, spec: ModalitySpec, folder: Path) -> Any:
     try:
         return _LOADERS[spec.media](path)
     except AnyGPTError as error:
-        return _Fault(" ".join(str(error).removeprefix(f"{path}: ").split()))
+        return _Fault(_without_path(str(error), path))
     except OSError as error:
         return _Fault(f"can't be read ({error.strerror or error})")
+
+
+def _without_path(message: str, path: Path) -> str:
+    """A message about a file without the file at its beginning, so that moving a data set leaves its errors alike."""
+    tail = message[len(str(path)) :]  # cut by length: the message shows unprintable characters as others
+    return tail.removeprefix(": ") if tail.startswith(": ") else message
 
 
 def _encode(tokenizer: ModalityTokenizer, spec: ModalitySpec, media: Sequence[Any]) -> list[str | _Fault]:

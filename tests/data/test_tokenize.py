@@ -290,7 +290,7 @@ def test_a_killed_run_with_several_workers_ends_like_an_undisturbed_one(media: P
         stderr=subprocess.PIPE,
     )
     files = ResumableJsonl(out)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while (progress := files.recorded()) is None or progress.lines_done < 4:
         assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
         time.sleep(0.005)
