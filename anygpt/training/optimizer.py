@@ -33,8 +33,9 @@ class MuonAdamW(torch.optim.Optimizer):
         uses_muon: Callable[[str, Tensor], bool] = is_hidden_matrix,
     ) -> None:
         self.weights = MasterWeights(model, dtype)
-        hidden = [p for name, p in self.weights.masters.items() if uses_muon(name, p)]
-        others = [p for name, p in self.weights.masters.items() if not uses_muon(name, p)]
+        trained = {name: p for name, p in self.weights.masters.items() if p.requires_grad}
+        hidden = [p for name, p in trained.items() if uses_muon(name, p)]
+        others = [p for name, p in trained.items() if not uses_muon(name, p)]
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(others, lr=lr, betas=betas, weight_decay=weight_decay, fused=True),
             torch.optim.Muon(hidden, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),

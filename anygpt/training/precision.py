@@ -14,7 +14,7 @@ class MasterWeights:
     spends much of that on casting; an update, however, is often smaller than bfloat16 can add to a weight.
 
     Args:
-        model: its parameters become `dtype` in place. Buffers (codebook statistics, windows) stay as they are.
+        model: its parameters, frozen ones too, become `dtype` in place. Buffers (codebook statistics, windows) stay as they are.
         dtype: torch.float32 makes the copies aliases, so that callers need no second code path.
         keep: names of parameters for which it is true stay float32 in the model as well.
     """
@@ -23,13 +23,12 @@ class MasterWeights:
         self.working: dict[str, nn.Parameter] = {}
         self.masters: dict[str, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
             self.working[name] = parameter
             if dtype == torch.float32 or keep(name):
                 self.masters[name] = parameter
             else:
-                self.masters[name] = nn.Parameter(parameter.detach().clone().float())
+                trains = parameter.requires_grad
+                self.masters[name] = nn.Parameter(parameter.detach().clone().float(), requires_grad=trains)
                 parameter.data = parameter.data.to(dtype)
 
     def collect_gradients(self) -> None:

@@ -105,8 +105,10 @@ class Stage1Config:
     def __post_init__(self) -> None:
         for source in self.data:
             if source.modality not in self.modalities:
-                known = ", ".join(self.modalities)
-                raise ConfigError(f"data: {source.path}: modality '{source.modality}' is not among modalities: {known}")
+                raise ConfigError(
+                    f"data: {source.path}: modality '{source.modality}' is not among modalities: "
+                    f"{', '.join(self.modalities)}"
+                )
         known = {f.name for f in dataclasses.fields(TrainingArguments)}
         for key in self.trainer:
             if key not in known or key == "output_dir":
@@ -157,7 +159,7 @@ class PackedTrainer(Trainer):
             loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, the total is a sum
         return (loss, {"loss": loss.detach()}) if return_outputs else loss
 
-    def prediction_step(  # type: ignore[override]
+    def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
         with torch.no_grad():
@@ -169,15 +171,15 @@ class PackedTrainer(Trainer):
 class _Housekeeping(TrainerCallback):
     """Marks whole checkpoints, copies the vocabulary beside the weights and draws the curves."""
 
-    def __init__(self, vocabulary_folder: Path) -> None:
-        self.vocabulary_folder = vocabulary_folder
+    def __init__(self, out: Path, vocabulary_folder: Path) -> None:
+        self.out, self.vocabulary_folder = out, vocabulary_folder
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            folder = self.out / f"checkpoint-{state.global_step}"
             copy_vocabulary(self.vocabulary_folder, folder)
             (folder / COMPLETE).touch()
-            plot_curves(state.log_history, Path(args.output_dir) / "curves.png")
+            plot_curves(state.log_history, self.out / "curves.png")
 
 
 VOCABULARY_FILES = (
@@ -253,7 +255,9 @@ def build_model(config: Stage1Config, vocab: Vocabulary) -> LlamaForCausalLM:
             model = LlamaForCausalLM.from_pretrained(settings.path, dtype=dtype, attn_implementation=settings.attention)
         except OSError as error:
             raise CheckpointError(f"{settings.path}: not a LLaMA checkpoint ({error})") from None
-        if model.get_input_embeddings().num_embeddings < vocab.size:
+        embeddings = model.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding), type(embeddings)
+        if embeddings.num_embeddings < vocab.size:
             model.resize_token_embeddings(vocab.size, mean_resizing=True)
         return model
     assert settings.init is not None
@@ -319,7 +323,7 @@ def train_stage1(config_path: Path, out: Path, *, overrides: dict[str, Any] | No
         eval_dataset=validation or None,
         data_collator=single_micro_batch,
         optimizers=(optimizer, None),
-        callbacks=[_Housekeeping(folder)],
+        callbacks=[_Housekeeping(out, folder)],
     )
     checkpoint = last_checkpoint(out) if is_first else None
     if arguments.world_size > 1:

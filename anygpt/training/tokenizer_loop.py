@@ -131,9 +131,11 @@ class TokenizerLoop:
         self.trained_s = 0.0
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         self.weights = MasterWeights(recipe.model, dtype, recipe.keeps_float32)
-        muon, adamw = [], []
+        muon: list[nn.Parameter] = []
+        adamw: list[nn.Parameter] = []
         for name, master in self.weights.masters.items():
-            (muon if recipe.uses_muon(name, master) else adamw).append(master)
+            if master.requires_grad:
+                (muon if recipe.uses_muon(name, master) else adamw).append(master)
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(adamw, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
         ]

@@ -17,10 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from anygpt.config import from_dict
+from anygpt.tokenizers.seed.blocks import Block
 from anygpt.tokenizers.seed.config import SeedConfig
 from anygpt.tokenizers.seed.model import SeedModel
 from anygpt.tokenizers.seed.pixels import SmallPixelConfig, SmallPixelDecoder
 from anygpt.tokenizers.seed.preprocess import PreprocessConfig
+from anygpt.tokenizers.seed.qformer import QformerLayer
 from anygpt.tokenizers.seed.tokenizer import SeedTokenizer
 from anygpt.training.tokenizer_loop import TokenizerRecipe
 from anygpt.world.images import (
@@ -72,6 +74,11 @@ class SeedRecipeConfig:
 class SeedTrainingModel(nn.Module):
     """Everything with weights: tokenizer, pixel decoder, attribute heads, and the codebook's moving statistics."""
 
+    code_count: Tensor
+    code_sum: Tensor
+    has_codebook: Tensor
+    codebook: Tensor
+
     def __init__(self, config: SeedRecipeConfig) -> None:
         super().__init__()
         self.seed = SeedModel(from_dict(SeedConfig, config.model, "recipe.model"))
@@ -89,6 +96,7 @@ class SeedTrainingModel(nn.Module):
             # The flattening is then transparent to the pixel decoder from the first step on.
             nn.init.eye_(distill.weight)
             nn.init.zeros_(distill.bias)
+            distill.requires_grad_(False)
         self._start_with_places()
 
     @torch.no_grad()
@@ -110,11 +118,14 @@ class SeedTrainingModel(nn.Module):
         for positions in (seed.query_tokens, seed.pos_embed_image, pixels.pos_embed):
             positions[0] = sincos_positions(cells, positions.shape[-1], heads)
         for layer in seed.Qformer.bert.encoder.layer:
+            assert isinstance(layer, QformerLayer)
             if layer.crossattention is not None and seed.config.qformer.hidden_size == width:
                 for projection in (layer.crossattention.self.query, layer.crossattention.self.key):
                     projection.weight.copy_(1.2 * torch.eye(width) + 0.5 * projection.weight)
         # Patches, too, first look at the codes of their own place.
-        qkv = pixels.blocks[0].attn.qkv.weight
+        first_block = pixels.blocks[0]
+        assert isinstance(first_block, Block)
+        qkv = first_block.attn.qkv.weight
         side = pixels.config.width
         for first in (0, side):
             qkv[first : first + side] = 1.2 * torch.eye(side) + 0.5 * qkv[first : first + side]
@@ -128,6 +139,7 @@ class SeedTrainingModel(nn.Module):
             seed.encode_task_layer[-1], seed.decode_task_layer[0], seed.decode_task_layer[-1], last_down, pixels.embed
         )  # fmt: skip
         for layer in narrow:
+            assert isinstance(layer, nn.Linear)
             seen: list[Tensor] = []
             hook = layer.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output))
             pixels(seed.embed(seed.encode_features(images))[1])
@@ -151,7 +163,9 @@ class SeedRecipe(TokenizerRecipe):
         return name.startswith("heads.")
 
     def uses_muon(self, name: str, parameter: Tensor) -> bool:
-        return super().uses_muon(name, parameter) and not name.startswith("heads.") and "pos" not in name
+        """Muon moves every direction of a matrix by the same amount: right inside blocks, ruinous in the narrow layers
+        between them and in the layer that paints, where few directions matter."""
+        return super().uses_muon(name, parameter) and any(part in name for part in ("blocks", "Qformer"))
 
     def _collate(self, samples: list[ImageSample]) -> dict[str, Tensor]:
         pixels = torch.from_numpy(np.stack([sample.pixels for sample in samples])).permute(0, 3, 1, 2).float()
@@ -303,7 +317,7 @@ class SeedRecipe(TokenizerRecipe):
         with torch.no_grad():
             self.model.seed.quantize.embedding.weight.copy_(self.model.codebook)
         preprocess = PreprocessConfig(image_size=IMAGE_SIZE, mean=self.config.mean, std=self.config.std)
-        SeedTokenizer(self.model.seed, preprocess, self.model.pixels).save_pretrained(folder, dtype=torch.float16)
+        SeedTokenizer(self.model.seed, self.model.pixels, preprocess).save_pretrained(folder, dtype=torch.float16)
 
 
 def on_sphere(vectors: Tensor) -> Tensor:
