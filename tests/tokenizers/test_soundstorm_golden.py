@@ -136,24 +136,39 @@ def test_golden_generation_calls(
         assert_near(recorder.logits[0], vectors[f"{name}/first_call_logits"])
 
 
+def replayed_noise(name: str, case: dict[str, Any], vectors: dict[str, Tensor], codebook_size: int) -> Tensor:
+    """The draws of a case, [draws, batch, positions, codebook_size], from its seed.
+
+    One tensor for each call that samples: all calls when sampling is on everywhere; otherwise `steps` for each level
+    that is sampled in full, since the calls after them take the argmax.
+    """
+    arguments = case["args"]
+    draws = arguments["steps"] * arguments["num_full_sampling_levels"] if arguments["greedy"] else case["n_net_calls"]
+    shape = (*vectors[f"{name}/net_inputs"].shape[1:], codebook_size)
+    torch.manual_seed(case["torch_manual_seed"])
+    return torch.stack([torch.rand(shape) for _ in range(draws)])
+
+
 def test_golden_generation_with_recorded_noise(
     model: SoundStorm, cases: dict[str, dict[str, Any]], vectors: dict[str, Tensor]
 ) -> None:
+    """The copy in the repository has one case's noise; the rule that it confirms gives the others'."""
+    recorded = 0
     for name, case in cases.items():
+        noise = replayed_noise(name, case, vectors, model.config.codebook_size)
         if f"{name}/uniform_noise" in vectors:
-            noise: Iterator[Tensor] = iter(vectors[f"{name}/uniform_noise"])
-        else:  # one step: the draw of iteration 0 is consumed but can't matter
-            assert case["output_independent_of_seed"], name
-            shape = (1, *vectors[f"{name}/net_inputs"].shape[1:], model.config.codebook_size)
-            noise = iter(torch.full(shape, 0.5))
+            assert torch.equal(vectors[f"{name}/uniform_noise"], noise), name
+            recorded += 1
+        draws = iter(noise)
 
-        def feed(shape: tuple[int, int, int], noise: Iterator[Tensor] = noise) -> Tensor:
-            drawn = next(noise)
+        def feed(shape: tuple[int, int, int], draws: Iterator[Tensor] = draws) -> Tensor:
+            drawn = next(draws)
             assert tuple(drawn.shape) == shape
             return drawn
 
         assert torch.equal(generate_case(model, case, vectors, feed), vectors[f"{name}/output"]), name
-        assert next(noise, None) is None, name
+        assert next(draws, None) is None, name
+    assert recorded
 
 
 def test_golden_public_generate(
