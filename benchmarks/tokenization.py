@@ -48,7 +48,7 @@ def llama(folder: Path) -> Encode:
 
 
 def slow(folder: Path) -> Encode:
-    """The Python implementation that transformers keeps for sentencepiece models, set up like the old LlamaTokenizer."""
+    """The Python twin that transformers keeps for sentencepiece models, set up like the old LlamaTokenizer."""
     tokenizer = SentencePieceBackend.from_pretrained(folder)
     bos = tokenizer.convert_tokens_to_ids("<s>")
     return lambda texts: [[bos, *tokenizer(text, add_special_tokens=False).input_ids] for text in texts]

@@ -14,7 +14,8 @@ class MasterWeights:
     spends much of that on casting; an update, however, is often smaller than bfloat16 can add to a weight.
 
     Args:
-        model: its parameters, frozen ones too, become `dtype` in place. Buffers (codebook statistics, windows) stay as they are.
+        model: its parameters, frozen ones too, become `dtype` in place. Buffers (codebook statistics, windows) stay as
+            they are.
         dtype: torch.float32 makes the copies aliases, so that callers need no second code path.
         keep: names of parameters for which it is true stay float32 in the model as well.
     """

@@ -278,7 +278,7 @@ class SeedRecipe(TokenizerRecipe):
         )
         total = flat_error + edges + config.commitment * commitment + config.attributes * named.sum()
         numbers |= {"pixel": flat_error.item(), "edges": edges.item(), "named": named.sum().item()}
-        numbers["psnr"] = float(-10 * (error.square().mean() / 4).log10())
+        numbers["psnr"] = float(-10 * (error.detach().square().mean() / 4).log10())
         return total, numbers
 
     def _validation_samples(self) -> list[ImageSample]:
