@@ -21,8 +21,8 @@ what the world renders. *Reconstruction*: the judge on the same after the tokeni
 model sees (speech: with SoundStorm and, where there is a voice prompt, that prompt). *Model*: the judge on what the
 model made, or the model's text against the truth. Captions are read back by rule, and `B right of A` is `A left of B`.
 Speech is judged by the model's own recogniser, whose rate on real media is in its first line, and by aligning it with
-espeak-ng's rendering of {SENTENCES} held-out sentences in a voice that nothing else uses. The judges of pictures, clips
-and voices are trained on real renderings of the training split alone (`anygpt eval --train-judges`)."""
+espeak-ng's rendering of {SENTENCES} held-out sentences in two voices that training never has. The judges of pictures,
+clips and voices are trained on real renderings of the training split alone (`anygpt eval --train-judges`)."""
 
 
 def summarise(

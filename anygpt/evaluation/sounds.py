@@ -101,14 +101,14 @@ def voice_features(wave_L: Tensor) -> Tensor:
 
 
 def cepstra(wave_L: Tensor) -> np.ndarray:
-    """Cepstra 1 to 12 of an utterance, float32 [T, 12] at 25 frames a second, mean and spread removed.
+    """Cepstra 1 to 12 of an utterance, float32 [T, 12] at 25 frames a second, less their mean.
 
-    The mean holds the voice and the channel; without it, two voices that say the same look alike.
+    The mean holds much of the voice and the channel; without it, two voices that say the same look more alike.
     """
     mel = log_mel(wave_L[None], mels=40, window=1024, hop=320)[0].numpy()
     mel = mel[: len(mel) // 2 * 2].reshape(-1, 2, mel.shape[1]).mean(1)
     found = dct(mel, norm="ortho")[:, 1:13].astype(np.float32)
-    return (found - found.mean(0)) / (found.std(0) + 1e-3)
+    return found - found.mean(0)
 
 
 def warped_distances(query_TF: np.ndarray, candidates: list[np.ndarray]) -> np.ndarray:
