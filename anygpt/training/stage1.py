@@ -113,6 +113,11 @@ class Stage1Config:
         for key in self.trainer:
             if key not in known or key == "output_dir":
                 raise ConfigError(f"trainer: unknown key '{key}'{nearest(key, known)}")
+        if self.optimizer is not None and (self.trainer.get("fsdp") or self.trainer.get("deepspeed")):
+            raise ConfigError(
+                "optimizer: keeps whole copies of the weights, which FSDP and DeepSpeed split; leave the section out "
+                "and set trainer.optim and trainer.learning_rate"
+            )
         if "max_steps" not in self.trainer:
             raise ConfigError("trainer: 'max_steps' is missing; the mixture has no epochs")
 
@@ -175,6 +180,8 @@ class _Housekeeping(TrainerCallback):
         self.out, self.vocabulary_folder = out, vocabulary_folder
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if args.world_size > 1:
+            torch.distributed.barrier()  # every rank has written its part
         if state.is_world_process_zero:
             folder = self.out / f"checkpoint-{state.global_step}"
             copy_vocabulary(self.vocabulary_folder, folder)
@@ -275,6 +282,25 @@ def build_model(config: Stage1Config, vocab: Vocabulary) -> LlamaForCausalLM:
     return LlamaForCausalLM(llama) if config.optimizer else LlamaForCausalLM(llama).to(dtype)
 
 
+def training_arguments(config: Stage1Config, out: Path) -> TrainingArguments:
+    """The Trainer's settings: the `trainer` section, and what packed micro-batches need."""
+    return TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        remove_unused_columns=False,
+        seed=config.seed,
+        label_names=[],
+        train_sampling_strategy="sequential",
+        **{
+            "report_to": "tensorboard",
+            "average_tokens_across_devices": False,
+            "ddp_find_unused_parameters": False,
+            **config.trainer,
+        },
+    )
+
+
 def train_stage1(config_path: Path, out: Path, *, overrides: dict[str, Any] | None = None) -> Path:
     """Run or resume stage 1; the exported model folder, `out/model`.
 
@@ -284,19 +310,10 @@ def train_stage1(config_path: Path, out: Path, *, overrides: dict[str, Any] | No
     config = dataclasses.replace(config, trainer={**config.trainer, **(overrides or {})})
     set_seed(config.seed)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(out / "tensorboard"))
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        per_device_train_batch_size=1,
-        per_device_eval_batch_size=1,
-        remove_unused_columns=False,
-        seed=config.seed,
-        label_names=[],
-        train_sampling_strategy="sequential",
-        **{"report_to": "tensorboard", "average_tokens_across_devices": False, **config.trainer},
-    )
+    arguments = training_arguments(config, out)
     folder = out / "vocabulary"
     is_first = arguments.process_index == 0
-    with arguments.main_process_first(desc="vocabulary"):
+    with arguments.main_process_first(local=False, desc="vocabulary"):
         vocab = build_vocabulary(config, folder) if is_first else Vocabulary.from_pretrained(folder)
     prompts = TaskPrompts.load()
     sources = [PairSource(s, vocab, prompts, validation_fraction=config.validation_fraction) for s in config.data]

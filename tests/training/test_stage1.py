@@ -1,8 +1,8 @@
-"""Stage 1 at toy size: learning, exact resume after a kill, the launcher, bad configurations."""
+"""Stage 1 at toy size: learning, exact resume after a kill, bad configurations."""
 
+import dataclasses
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -13,64 +13,34 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import FullyShardedDataParallelPlugin
+from fixtures_stage1 import write_stage1_config
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from anygpt.code_strings import codes_to_string
 from anygpt.config import load_config
 from anygpt.errors import AnyGPTError, ConfigError
 from anygpt.modality import MODALITIES
 from anygpt.paths import checkout_root
-from anygpt.text_tokenizer import train_text_tokenizer
-from anygpt.training.stage1 import Stage1Config, build_model, build_vocabulary, last_checkpoint, train_stage1
+from anygpt.training.stage1 import (
+    Stage1Config,
+    build_model,
+    build_vocabulary,
+    last_checkpoint,
+    train_stage1,
+    training_arguments,
+)
 from anygpt.vocabulary import Vocabulary
 
 ROOT = checkout_root()
-SPEC = MODALITIES["image"].with_codebooks(codebook_size=8, num_codebooks=1)
-COLOURS = ("red", "green", "blue", "black")
-
-
-def _write_config(folder: Path, **changes: Any) -> Path:
-    """A run whose pictures are told by their captions: each colour has one code, repeated."""
-    rng = random.Random(0)
-    texts = [f"a {rng.choice(COLOURS)} square number {rng.randrange(1000)}" for _ in range(200)]
-    train_text_tokenizer(texts, folder / "text.model", pieces=300)
-    with (folder / "image.jsonl").open("w") as file:
-        for text in texts:
-            code = COLOURS.index(text.split()[1])
-            row = {"text": text, "image": codes_to_string(SPEC, torch.full((1, 32), code))}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    model = {
-        "init": {
-            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 4, "max_position_embeddings": 256, "tie_word_embeddings": True,
-        },
-        "tokenizer_model": str(folder / "text.model"),
-        "attention": "plain_matmul",
-    }  # fmt: skip
-    config = {
-        "model": model,
-        "modalities": {"image": {"codebook_size": 8}},
-        "data": [{"path": str(folder / "image.jsonl"), "modality": "image"}],
-        "packing": {"row_lengths": [256], "tokens_per_micro_batch": 512},
-        "optimizer": {"lr": 5e-3, "muon_lr": 1e-2},
-        "validation_fraction": 0.1,
-        "validation_limit": 4,
-        "trainer": {
-            "max_steps": 24, "gradient_accumulation_steps": 2, "logging_steps": 1, "eval_strategy": "steps",
-            "eval_steps": 12, "save_steps": 8, "use_cpu": True, "report_to": "none", "disable_tqdm": True,
-        },
-    }  # fmt: skip
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump({**config, **changes}))
-    return path
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A finished run: its configuration and its output folder."""
     folder = tmp_path_factory.mktemp("stage1")
-    config = _write_config(folder)
+    config = write_stage1_config(folder)
     train_stage1(config, folder / "out")
     return config, folder / "out"
 
@@ -150,6 +120,7 @@ def test_incomplete_checkpoints_are_passed_over(tmp_path: Path) -> None:
         ({"trainer": {"max_stepz": 3}}, "did you mean 'max_steps'"),
         ({"trainer": {"bf16": True}}, "'max_steps' is missing"),
         ({"model": {}}, "exactly one of 'path'"),
+        ({"trainer": {"max_steps": 3, "fsdp": True}}, "optimizer: keeps whole copies"),
         ({"data": [{"path": "x.jsonl", "modality": "music"}]}, "'music' is not among modalities"),
         ({"data": [{"path": "x.jsonl", "modality": "image"}]}, "x.jsonl: no such data file"),
         ({"modalities": {"image": {"codebook_size": 8, "tokenizer": "none"}}}, "none"),
@@ -157,16 +128,17 @@ def test_incomplete_checkpoints_are_passed_over(tmp_path: Path) -> None:
 )
 def test_bad_configurations_are_told_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises((ConfigError, AnyGPTError), match=message) as caught:
-        train_stage1(_write_config(tmp_path, **changes), tmp_path / "out")
+        train_stage1(write_stage1_config(tmp_path, **changes), tmp_path / "out")
     assert "\n" not in str(caught.value)
 
 
-def test_the_launcher_explains_itself_and_passes_flags_on(tmp_path: Path) -> None:
-    launcher = ROOT / "scripts/stage1_pretrain.sh"
-    environment = {**os.environ, "PYTHON": sys.executable, "NPROC": "1"}
-    usage = subprocess.run(["bash", str(launcher)], env=environment, capture_output=True, text=True)
-    assert usage.returncode == 2 and "CONFIG.yaml OUT_DIR" in usage.stderr
-    command = ["bash", str(launcher), "missing.yaml", str(tmp_path / "out")]
-    mistake = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert mistake.returncode == 2
-    assert mistake.stderr.strip().endswith("missing.yaml: no such configuration file")
+def test_the_large_example_shards_and_is_accepted_by_the_trainer(tmp_path: Path) -> None:
+    config = load_config(Stage1Config, ROOT / "config/stage1-7b.yaml")
+    released = [MODALITIES[name] for name in ("image", "speech", "music")]
+    assert config.specs() == released
+    config = dataclasses.replace(config, trainer={**config.trainer, "use_cpu": True, "report_to": "none"})
+    arguments = training_arguments(config, tmp_path)
+    assert arguments.bf16 and arguments.max_steps == config.trainer["max_steps"]
+    plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+    assert plugin.transformer_cls_names_to_wrap == [LlamaDecoderLayer.__name__]
