@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from anygpt.errors import CodeError
@@ -34,7 +35,7 @@ def codes_to_indices(spec: ModalitySpec, codes_KT: Tensor) -> list[int]:
             f"0..{spec.codebook_size - 1}"
         )
     offsets_K1 = torch.arange(spec.num_codebooks)[:, None] * spec.codebook_size
-    return (codes_KT + offsets_K1).T.reshape(-1).tolist()
+    return rearrange(codes_KT + offsets_K1, "k t -> (t k)").tolist()
 
 
 def indices_to_codes(spec: ModalitySpec, indices: Sequence[int], *, position: int = 0) -> Tensor:
@@ -59,7 +60,7 @@ def indices_to_codes(spec: ModalitySpec, indices: Sequence[int], *, position: in
         end = position + len(row_N)
         raise CodeError(f"{spec.name}: {len(row_N)} codes end inside a frame of {levels}, at position {end}")
     _check_frames(spec, len(row_N) // levels, f", at position {position}")
-    return (row_N % spec.codebook_size).reshape(-1, levels).T.contiguous()
+    return rearrange(row_N % spec.codebook_size, "(t k) -> k t", k=levels).contiguous()
 
 
 def codes_to_string(spec: ModalitySpec, codes_KT: Tensor) -> str:

@@ -8,6 +8,7 @@ Shape suffixes: B batch, C channels (dimension), T frames, K levels, N vectors (
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -259,8 +260,8 @@ def _straight_through(quantized: Tensor, x: Tensor) -> Tensor:
 
 
 def _to_rows(x_BCT: Tensor) -> Tensor:
-    return x_BCT.float().transpose(1, 2).reshape(-1, x_BCT.shape[1])
+    return rearrange(x_BCT.float(), "b c t -> (b t) c")
 
 
 def _to_frames(x_NC: Tensor, batch: int, dtype: torch.dtype) -> Tensor:
-    return x_NC.view(batch, -1, x_NC.shape[1]).transpose(1, 2).to(dtype)
+    return rearrange(x_NC, "(b t) c -> b c t", b=batch).to(dtype)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
@@ -88,15 +89,19 @@ class SmallPixelDecoder(nn.Module):
 
     def forward(self, embedding_BF: Tensor) -> Tensor:
         """Embeddings [B, F] -> images [B, 3, H, W], about [-1, 1], neither squashed nor clamped."""
-        config, grid, side = self.config, self.config.grid, self.config.patch_size
+        config = self.config
         code_tokens = self.embed(embedding_BF.unflatten(1, (config.num_queries, -1))) + self.pos_embed
         tokens = torch.cat([code_tokens, self.patch_queries.expand(len(code_tokens), -1, -1)], dim=1)
         for block in self.blocks:
             tokens = block(tokens)
         patches = self.head(self.norm(tokens[:, config.num_queries :]))
-        # Each patch holds its rows, columns and colours in this order: [grid, grid, side, side, 3] before folding.
-        patches = patches.view(-1, grid, grid, side, side, 3)
-        return patches.permute(0, 5, 1, 3, 2, 4).reshape(-1, 3, config.image_size, config.image_size)
+        return rearrange(
+            patches,
+            "b (rows columns) (y x c) -> b c (rows y) (columns x)",
+            rows=config.grid,
+            y=config.patch_size,
+            x=config.patch_size,
+        )
 
     @torch.inference_mode()
     def draw(self, embedding_BF: Tensor, *, generator: torch.Generator | None = None) -> list[Image.Image]:
