@@ -29,6 +29,6 @@ start=$SECONDS
     --prompt "text|speech|the small dog is near the river" \
     --prompt "text|speech|the small dog is near the river|$speech" \
     --prompt "speech|text|$speech" \
-    --prompt "text|music|a slow piano piece in a minor key without drums" \
+    --prompt "text|music|a slow sad piano piece in a minor key without drums" \
     --prompt "music|text|$music"
 echo "== Done in $((SECONDS - start)) s; for more: $venv/bin/anygpt base --help"
