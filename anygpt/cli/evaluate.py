@@ -37,7 +37,7 @@ def evaluate(
 
     Args:
         model: Folder of a model, or the name of a shipped one; without it the shipped base model.
-        tasks: A task, or several with commas; repeatable; without it all. An unknown name lists them.
+        tasks: A task, or several with commas; repeatable; without it all. The report holds these alone.
         n: Cases per task.
         seed: The same seed gives the same cases and answers.
         out: Folder for the scores of single cases.
@@ -75,13 +75,15 @@ def evaluate(
     )
     bench = subject.bench(judges, seed)
     results = run_tasks(chosen, bench, cases=n, out=out, origin=origin, force=force)
-    # (the judges of tasks that were only read from disk are loaded for their scores)
     scores = {name: getattr(bench, f"{name}_judge").scores for name in sorted(judge_paths)}
-    command = f"anygpt eval --n {n} --seed {seed}"
-    command += "".join(f" --tasks {shlex.quote(name)}" for name in tasks or ())
+    command = ["anygpt", "eval", "--n", str(n), "--seed", str(seed)]
+    command += ["--model", model] if model is not None else []
+    command += ["--tokenizers-only"] if tokenizers_only else []
+    for flag, values in (("--tasks", tasks), ("--tokenizer", tokenizer)):
+        command += [word for value in values or () for word in (flag, str(value))]
     summary = {
         "model": subject.name,
-        "command": command,
+        "command": shlex.join(command),
         "seed": seed,
         "judges": scores,
         "rows": summarise(chosen, results, seed=seed),

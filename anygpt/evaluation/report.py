@@ -20,7 +20,7 @@ their 95% interval (Wilson's for right or wrong, bootstrap over the cases for wo
 what the world renders. *Reconstruction*: the judge on the same after the tokenizer, from the codes that the language
 model sees (speech: with SoundStorm and, where there is a voice prompt, that prompt). *Model*: the judge on what the
 model made, or the model's text against the truth. Captions are read back by rule, and `B right of A` is `A left of B`.
-Speech is judged by the model's own recogniser, whose rate on real media is in its first line, and by aligning it with
+Speech is judged by the model's own recogniser, with its errors on real media in the same row, and by aligning it with
 espeak-ng's rendering of {SENTENCES} held-out sentences in two voices that training never has. The judges of pictures,
 clips and voices are trained on real renderings of the training split alone (`anygpt eval --train-judges`)."""
 
