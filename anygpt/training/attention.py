@@ -21,7 +21,7 @@ def plain_matmul_attention(
 ) -> tuple[Tensor, None]:
     """Softmax attention as two matrix products in the inputs' own type; arguments as transformers passes them.
 
-    The backward pass of the fused CPU kernel is several times slower than these at the lengths of short rows
+    In bfloat16 a whole training step takes a tenth to a quarter less than with the fused CPU kernel
     (`benchmarks/training.py`). `query` [B, H, T, D], `key` and `value` [B, H / groups, T, D], additive mask
     [B, 1, T, T]; returns [B, T, H, D].
     """
