@@ -40,11 +40,11 @@ rm -f "$stamp"
 "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 echo "== Installing $torch_spec (first, so that nothing below pulls in a CUDA build)"
-"${pip[@]}" install --quiet ${torch_index:+--extra-index-url "$torch_index" --retries 2} "$torch_spec"
+"${pip[@]}" install --quiet --quiet ${torch_index:+--extra-index-url "$torch_index" --retries 2} "$torch_spec"
 echo "== Installing anygpt${extras:+[$extras]}"
 # The pins hold for everything but PyTorch, which TORCH_SPEC decided.
 pins=$venv/.anygpt-pins.txt
 grep -v '^torch==' requirements.txt >"$pins"
 "${pip[@]}" freeze | grep '^torch==' >>"$pins" || true
-"${pip[@]}" install --quiet --constraint "$pins" --editable ".${extras:+[$extras]}"
+"${pip[@]}" install --quiet --quiet --constraint "$pins" --editable ".${extras:+[$extras]}"
 echo "$wanted" >"$stamp"
