@@ -25,7 +25,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("request_", REQUESTS, ids=str)
+@pytest.mark.parametrize("request_", REQUESTS, ids=range(len(REQUESTS)))
 @pytest.mark.parametrize("policies", [POLICIES, DRAWN, PENALTY], ids=["greedy", "drawn", "penalty"])
 def test_equals_the_uncached_twin(
     model_folder: Path,
