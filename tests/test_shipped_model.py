@@ -37,8 +37,8 @@ def test_transformers_and_sentencepiece_alone_continue_a_prompt_with_the_same_id
     added = json.loads((folder / "added_tokens.json").read_text(encoding="utf-8"))
     instruction = model.task_prompts.canonical("image", "text2x")
     words = f": {instruction} This is input: a red apple on a white background"
-    prompt = [text.bos_id(), added["[Human]"], *text.encode(words), added["<eoh>"], added["[MMGPT]"]]
-    prompt += [*text.encode(":"), added["<soim>"]]
+    prompt = [text.bos_id(), added["[Human]"], *text.encode(words), added["<eoh>"], *text.encode(" ")]
+    prompt += [added["[MMGPT]"], *text.encode(": "), added["<soim>"]]
     llama = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     allowed = [i for token, i in added.items() if token.startswith("<\N{EYES}")]
     ids = torch.tensor([prompt])

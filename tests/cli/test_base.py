@@ -151,6 +151,8 @@ class Terminal:
     def __init__(self, *words: str) -> None:
         self._child, self._fd = pty.fork()
         if self._child == 0:
+            # A test run in the background of a shell ignores Ctrl-C, and would hand that on.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execve(sys.executable, [sys.executable, "-m", "anygpt", *words], environment())
         self.text = ""
 
