@@ -23,7 +23,7 @@ PACKAGE = ROOT / "anygpt"
 FLOORS = (
     ("cli",),
     ("engine", "media_tokenizers", "forms"),
-    ("training", "evaluation"),
+    ("training", "evaluation", "synth"),
     ("generation",),
     ("world",),
     ("data",),
