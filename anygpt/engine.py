@@ -81,11 +81,7 @@ class Result:
         Returns the path. Raises AnyGPTError when the folder can't be written; an answer in text is not saved.
         """
         assert self.media is not None, "an answer in text has no file"
-        kind = next(kind for kind in _KINDS.values() if isinstance(self.media, kind.type))
-        stem = f"{_safe_name(split_bars(self.prompt)[2])}-{time.strftime('%Y%m%d-%H%M%S')}"
-        folder = Path(folder).expanduser()
-        numbered = (folder / f"{stem}{'' if n == 1 else f'-{n}'}.{kind.extension}" for n in range(1, 1_000_000))
-        return kind.save(next(path for path in numbered if not path.exists()), self.media)
+        return save_media(folder, self.media, name=split_bars(self.prompt)[2])
 
 
 class AnyGPT:
@@ -306,6 +302,18 @@ class AnyGPT:
             else:
                 limits["max_duration_s"] = self.decoder.shape.context / (spec.frame_rate_hz * spec.num_codebooks)
         return kind.load(media, **limits)
+
+
+def save_media(folder: Path | str, media: Image.Image | Audio, *, name: str) -> Path:
+    """Write a picture (JPEG) or sound (16-bit WAV), named from the text `name` and the time; no file is replaced.
+
+    Returns the path. Raises AnyGPTError when the folder can't be written.
+    """
+    kind = next(kind for kind in _KINDS.values() if isinstance(media, kind.type))
+    stem = f"{_safe_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path(folder).expanduser()
+    numbered = (folder / f"{stem}{'' if n == 1 else f'-{n}'}.{kind.extension}" for n in range(1, 1_000_000))
+    return kind.save(next(path for path in numbered if not path.exists()), media)
 
 
 def find_model(model: Path | str | None) -> Path:

@@ -52,10 +52,10 @@ def parse_form(prompt: str, specs: Iterable[ModalitySpec]) -> Form:
     parts = split_bars(prompt)
     pairs = [f"text|{name}" for name in rows] + [f"{name}|text" for name in rows]
     if len(parts) < 3:
-        raise AnyGPTError(f"unknown form {_quoted(prompt)}; expected {', '.join(f'{pair}|...' for pair in pairs)}")
+        raise AnyGPTError(f"unknown form {quoted(prompt)}; expected {', '.join(f'{pair}|...' for pair in pairs)}")
     pair = "|".join(parts[:2]).lower()
     if pair not in pairs:
-        raise AnyGPTError(f"unknown form '{_quoted(pair)[1:-1]}|...'{nearest(pair, pairs)}; known: {', '.join(pairs)}")
+        raise AnyGPTError(f"unknown form '{quoted(pair)[1:-1]}|...'{nearest(pair, pairs)}; known: {', '.join(pairs)}")
     source, target = pair.split("|")
     names = rows[target].instruction_fields if source == TEXT else ()
     content, extra = parts[2], parts[3:]
@@ -76,6 +76,6 @@ def split_bars(prompt: str) -> list[str]:
     return [part.replace(r"\|", "|").strip() for part in re.split(r"(?<!\\)\|", prompt)]
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """For messages: on one line and of bounded length."""
     return repr(text if len(text) <= 60 else text[:59] + "…")

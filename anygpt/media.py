@@ -133,6 +133,29 @@ def load_image(path: Path | str, *, max_pixels: int = MAX_PIXELS, min_side_px: i
         raise MediaError(f"{_shown(path)}: the picture is damaged or cut off ({reason})") from None
 
 
+def kind_of_file(path: Path | str) -> Literal["image", "audio"]:
+    """What a file holds by its opening bytes, whatever its name: "image" or "audio"; nothing is decoded.
+
+    Raises MediaError for a path that is missing, a directory or empty, and for a file that is neither.
+    """
+    path = Path(path).expanduser()
+    _check_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(path).close()
+        return "image"
+    except Image.DecompressionBombError:
+        return "image"
+    except Exception:  # Pillow's readers raise whatever comes up on other data
+        pass
+    try:
+        soundfile.SoundFile(path).close()
+    except (soundfile.SoundFileError, TypeError):  # TypeError: the name ends in .raw
+        raise MediaError(f"{_shown(path)}: neither a picture nor a sound that can be read") from None
+    return "audio"
+
+
 def save_audio(path: Path | str, audio: Audio) -> Path:
     """Write 16-bit WAV, atomically, and return the path. Raises AnyGPTError when it can't be written there."""
     path = Path(path)

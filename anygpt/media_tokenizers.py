@@ -45,6 +45,13 @@ class MediaTokenizers:
             self._loaded[name] = tokenizer
         return self._loaded[name]
 
+    def fingerprint(self, name: str) -> str:
+        """What the codes of modality `name` mean, as far as this model goes; see `get` for what raises."""
+        entry = self._entry(name)
+        if entry is not None and entry.fingerprint is not None:
+            return entry.fingerprint
+        return self.get(name).fingerprint
+
     def add(self, tokenizer: ModalityTokenizer) -> None:
         """Use a tokenizer that is in memory already. Raises CheckpointError when it doesn't fit the model."""
         self._check(tokenizer.modality, tokenizer)
