@@ -4,36 +4,26 @@ import contextlib
 import functools
 import json
 import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from anygpt.code_strings import codes_to_string
+from anygpt.data.media_codes import Fault, encode_all, load_media, spec_of
 from anygpt.data.media_manifest import Batch, MediaManifest, Row
 from anygpt.data.resumable import Job, ResumableJsonl, check_same
-from anygpt.data.workers import ordered_map
+from anygpt.data.workers import device_names, map_here, ordered_map
 from anygpt.errors import AnyGPTError, CheckpointError
-from anygpt.media import Audio, load_audio, load_image
-from anygpt.modality import ModalitySpec, get_modality
 from anygpt.tokenizers.base import ModalityTokenizer
-from anygpt.tokenizers.sources import TokenizerPaths, find_tokenizer, load_from_paths
+from anygpt.tokenizers.sources import TokenizerPaths, choose_tokenizer, load_from_paths
 
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
-GROUP_BYTES = 256 * 2**20
-"""Media of a batch are encoded in groups of about this size, so that a few large photographs don't fill the memory."""
-
-_LOADERS: dict[str, Callable[[Path], Any]] = {
-    "image": load_image,
-    "audio": functools.partial(load_audio, reject_silence=True),
-}
-"""How one kind of file (`ModalitySpec.media`) is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +66,10 @@ def tokenize_manifest(
     source = MediaManifest(manifest, modality)
     files = ResumableJsonl(out)
     recorded = files.recorded()
-    devices = _devices(device)
+    devices = device_names(device)
     setup = _Setup(
         modality=source.modality,
-        paths=_choose(source.modality, tokenizer, paths or TokenizerPaths()),
+        paths=choose_tokenizer(source.modality, tokenizer, paths or TokenizerPaths()),
         folder=source.folder,
         devices=devices,
     )
@@ -104,7 +94,7 @@ def tokenize_manifest(
             del loaded
             tokenized = ordered_map(setup, batches, workers=workers)
         else:
-            tokenized = _in_this_process(loaded, batches, source.folder)
+            tokenized = map_here(functools.partial(tokenize_batch, loaded, folder=source.folder), batches)
         bar = tqdm(total=source.lines, initial=done, unit="row", desc=job.modality, mininterval=1)
         with bar, contextlib.closing(tokenized):
             for part in tokenized:
@@ -129,74 +119,24 @@ class Tokenized:
 
 def tokenize_batch(tokenizer: ModalityTokenizer, batch: Batch, *, folder: Path) -> Tokenized:
     """Load and encode the files of a batch; relative paths start from `folder`."""
-    spec = get_modality(tokenizer.modality).with_codebooks(
-        codebook_size=tokenizer.codebook_size, num_codebooks=tokenizer.num_codebooks
-    )
-    outcomes: dict[int, str | _Fault] = {}
-    group: dict[int, Any] = {}
-    size = 0
-    for row in batch.rows:
-        media = _load(row, spec, folder)
-        if isinstance(media, _Fault):
-            outcomes[row.line] = media
-            continue
-        group[row.line] = media
-        size += _bytes(media)
-        if size > GROUP_BYTES:
-            outcomes.update(zip(group, _encode(tokenizer, spec, list(group.values())), strict=True))
-            group, size = {}, 0
-    outcomes.update(zip(group, _encode(tokenizer, spec, list(group.values())), strict=True))
+    spec = spec_of(tokenizer)
+
+    def load(row: Row) -> Any:
+        if row.fault is not None:
+            return Fault(row.fault)
+        assert row.path is not None, row
+        return load_media(folder / Path(row.path).expanduser(), spec)
+
+    outcomes = encode_all(tokenizer, batch.rows, load)
     rows: list[dict[str, str]] = []
     errors: list[dict[str, Any]] = []
     for row in batch.rows:
-        outcome = outcomes[row.line]
-        if isinstance(outcome, _Fault):
+        outcome = outcomes[row]
+        if isinstance(outcome, Fault):
             errors.append({"line": row.line, "path": row.path, "reason": outcome.reason})
         else:
-            rows.append({"text": row.text, spec.name: outcome})
+            rows.append({"text": row.text, spec.name: codes_to_string(spec, outcome)})
     return Tokenized(lines=batch.lines, rows=rows, errors=errors)
-
-
-@dataclass(frozen=True)
-class _Fault:
-    """Why a row is skipped."""
-
-    reason: str
-
-
-def _load(row: Row, spec: ModalitySpec, folder: Path) -> Any:
-    """The picture or sound of a row, or a _Fault."""
-    if row.fault is not None:
-        return _Fault(row.fault)
-    assert row.path is not None, row
-    path = folder / Path(row.path).expanduser()
-    try:
-        return _LOADERS[spec.media](path)
-    except AnyGPTError as error:
-        return _Fault(_without_path(str(error), path))
-    except OSError as error:
-        return _Fault(f"can't be read ({error.strerror or error})")
-
-
-def _without_path(message: str, path: Path) -> str:
-    """A message about a file without the file at its beginning, so that moving a data set leaves its errors alike."""
-    tail = message[len(str(path)) :]  # cut by length: the message shows unprintable characters as others
-    return tail.removeprefix(": ") if tail.startswith(": ") else message
-
-
-def _encode(tokenizer: ModalityTokenizer, spec: ModalitySpec, media: Sequence[Any]) -> list[str | _Fault]:
-    """The code string of each item; where the tokenizer refuses a batch, its items are tried one by one."""
-    try:
-        codes = tokenizer.encode(media) if media else []
-        return [codes_to_string(spec, codes_KT) for codes_KT in codes]
-    except AnyGPTError as error:
-        if len(media) == 1:
-            return [_Fault(" ".join(str(error).split()))]
-        return [_encode(tokenizer, spec, [item])[0] for item in media]
-
-
-def _bytes(media: Image.Image | Audio) -> int:
-    return media.wave.nbytes if isinstance(media, Audio) else 3 * media.width * media.height
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,44 +163,6 @@ class _Setup:
         torch.set_num_threads(1)
         tokenizer = self.load(self.devices[number % len(self.devices)])
         return functools.partial(tokenize_batch, tokenizer, folder=self.folder)
-
-
-def _choose(modality: str, tokenizer: str | None, paths: TokenizerPaths) -> TokenizerPaths:
-    """The paths with the one tokenizer that is needed filled in."""
-    field = f"{modality}_tokenizer"
-    given = getattr(paths, field)
-    if tokenizer is not None and given is not None:
-        raise AnyGPTError(f"two {modality} tokenizers are given, '{tokenizer}' and '{given}'; give one")
-    chosen = find_tokenizer(modality, tokenizer if tokenizer is not None else given)
-    if modality == "speech":
-        return TokenizerPaths(speech_tokenizer=chosen, speech_config=paths.speech_config)
-    return TokenizerPaths(**{field: chosen})
-
-
-def _devices(name: str) -> tuple[str, ...]:
-    """The devices to share the work among: every GPU for "auto" and "cuda", where there are some."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    names = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) if name == "cuda" else (name,)
-    try:
-        for each in names or (name,):
-            torch.zeros(1, device=each).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise AnyGPTError(f"device '{name}' is not available here; expected auto, cpu or cuda") from None
-    return names
-
-
-def _in_this_process(
-    tokenizer: ModalityTokenizer, batches: Iterable[Batch], folder: Path
-) -> Generator[Tokenized, None, None]:
-    """What `ordered_map` does, without other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker: the number of threads may change the last bits of a sum
-    try:
-        for batch in batches:
-            yield tokenize_batch(tokenizer, batch, folder=folder)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _nothing_left(errors: Path) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator, Iterable
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+import torch
+
 from anygpt.errors import AnyGPTError
 
 Task = TypeVar("Task")
@@ -59,6 +61,32 @@ def ordered_map(
     finally:
         for worker in pool:
             worker.stop()
+
+
+def map_here(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
+    """What `ordered_map` does, without other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker: the number of threads may change the last bits of a sum
+    try:
+        yield from map(function, tasks)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def device_names(name: str) -> tuple[str, ...]:
+    """The devices to share the work among: every GPU for "auto" and "cuda", where there are some.
+
+    Raises AnyGPTError for a device that isn't here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    names = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) if name == "cuda" else (name,)
+    try:
+        for each in names or (name,):
+            torch.zeros(1, device=each).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise AnyGPTError(f"device '{name}' is not available here; expected auto, cpu or cuda") from None
+    return names
 
 
 class _Worker:

@@ -56,6 +56,21 @@ def find_tokenizer(modality: str, name_or_path: str | None = None) -> str:
     return str(path) if path.exists() else name_or_path
 
 
+def choose_tokenizer(modality: str, tokenizer: str | None, paths: TokenizerPaths) -> TokenizerPaths:
+    """The paths of one tokenizer: of `tokenizer` (a name, folder or file), else what `paths` give, else the shipped one.
+
+    Raises AnyGPTError where both are given, and as `find_tokenizer` does.
+    """
+    field = f"{modality}_tokenizer"
+    given = getattr(paths, field)
+    if tokenizer is not None and given is not None:
+        raise AnyGPTError(f"two {modality} tokenizers are given, '{tokenizer}' and '{given}'; give one")
+    chosen = find_tokenizer(modality, tokenizer if tokenizer is not None else given)
+    if modality == "speech":
+        return TokenizerPaths(speech_tokenizer=chosen, speech_config=paths.speech_config)
+    return TokenizerPaths(**{field: chosen})
+
+
 def load_from_paths(modality: str, paths: TokenizerPaths, *, device: torch.device | str = "cpu") -> ModalityTokenizer:
     """The tokenizer that `paths` give for a modality. Raises CheckpointError when there is none or it is unfit."""
     path = getattr(paths, f"{modality}_tokenizer", None)

@@ -25,7 +25,7 @@ from PIL import Image
 
 from anygpt.cli.main import main
 from anygpt.code_strings import string_to_codes
-from anygpt.data import tokenize as tokenize_module
+from anygpt.data import media_codes
 from anygpt.data.jsonl import JsonlFile, pair_of
 from anygpt.data.resumable import ResumableJsonl
 from anygpt.data.tokenize import TokenizeResult, tokenize_manifest
@@ -199,7 +199,7 @@ def test_the_order_of_the_manifest_is_kept(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tokenize_module, "GROUP_BYTES", group_bytes)
+    monkeypatch.setattr(media_codes, "GROUP_BYTES", group_bytes)
     folder = tmp_path_factory.mktemp("order")
     rows = [
         json.dumps({"image": str(media / kind), "text": f"{n} {kind}"}) if kind.endswith(".png") else kind
