@@ -85,16 +85,16 @@ def load_audio(
     by the header, before decoding). With `reject_silence` also for a recording without a sample above -60 dB.
     """
     path = Path(path).expanduser()
-    _check_file(path)
+    check_file(path)
     wave, rate_hz = _decode(path, max_duration_s)
     if wave.shape[1] < max(1, min_duration_s * rate_hz):
         got = f"{wave.shape[1] / rate_hz:.3g} s"
-        raise MediaError(f"{_shown(path)}: holds {got} of sound, expected at least {min_duration_s:g} s")
+        raise MediaError(f"{shown(path)}: holds {got} of sound, expected at least {min_duration_s:g} s")
     if not np.isfinite(wave).all():
-        raise MediaError(f"{_shown(path)}: holds samples that are not finite numbers; export it again as 16-bit WAV")
+        raise MediaError(f"{shown(path)}: holds samples that are not finite numbers; export it again as 16-bit WAV")
     audio = Audio(np.ascontiguousarray(np.clip(wave, -1.0, 1.0), dtype=np.float32), rate_hz)
     if reject_silence and is_silent(audio):
-        raise MediaError(f"{_shown(path)}: the recording is silent (nothing louder than -60 dB); check the microphone")
+        raise MediaError(f"{shown(path)}: the recording is silent (nothing louder than -60 dB); check the microphone")
     return audio
 
 
@@ -113,7 +113,7 @@ def load_image(path: Path | str, *, max_pixels: int = MAX_PIXELS, min_side_px: i
     is cut off, for a side under `min_side_px`, and for more than `max_pixels` (judged by the header, before decoding).
     """
     path = Path(path).expanduser()
-    _check_file(path)
+    check_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about large or slightly odd files; the checks here decide
@@ -124,13 +124,13 @@ def load_image(path: Path | str, *, max_pixels: int = MAX_PIXELS, min_side_px: i
     except AnyGPTError:
         raise
     except UnidentifiedImageError:
-        raise MediaError(f"{_shown(path)}: not a picture that can be read; expected JPEG, PNG, WebP or alike") from None
+        raise MediaError(f"{shown(path)}: not a picture that can be read; expected JPEG, PNG, WebP or alike") from None
     except Image.DecompressionBombError:
         limit = f"{max_pixels / 1e6:g} million pixels"
-        raise MediaError(f"{_shown(path)}: more than the limit of {limit}; scale it down first") from None
+        raise MediaError(f"{shown(path)}: more than the limit of {limit}; scale it down first") from None
     except Exception as error:  # Pillow's readers raise whatever comes up on damaged data
         reason = " ".join(str(error).split()) or error.__class__.__name__
-        raise MediaError(f"{_shown(path)}: the picture is damaged or cut off ({reason})") from None
+        raise MediaError(f"{shown(path)}: the picture is damaged or cut off ({reason})") from None
 
 
 def kind_of_file(path: Path | str) -> Literal["image", "audio"]:
@@ -139,7 +139,7 @@ def kind_of_file(path: Path | str) -> Literal["image", "audio"]:
     Raises MediaError for a path that is missing, a directory or empty, and for a file that is neither.
     """
     path = Path(path).expanduser()
-    _check_file(path)
+    check_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -152,7 +152,7 @@ def kind_of_file(path: Path | str) -> Literal["image", "audio"]:
     try:
         soundfile.SoundFile(path).close()
     except (soundfile.SoundFileError, TypeError):  # TypeError: the name ends in .raw
-        raise MediaError(f"{_shown(path)}: neither a picture nor a sound that can be read") from None
+        raise MediaError(f"{shown(path)}: neither a picture nor a sound that can be read") from None
     return "audio"
 
 
@@ -161,8 +161,10 @@ def save_audio(path: Path | str, audio: Audio) -> Path:
     path = Path(path)
     # 32768 is what reading divides by, so that 16-bit sound survives a round trip unchanged.
     samples = np.clip(np.round(audio.wave.T * 32768.0), -32768, 32767).astype(np.int16)
+    content = io.BytesIO()  # in memory first: libsndfile reports a full disk as "System error", and not as an OSError
+    soundfile.write(content, samples, audio.rate_hz, format="WAV", subtype="PCM_16")
     with atomic_write(path) as temporary:
-        soundfile.write(temporary, samples, audio.rate_hz, format="WAV", subtype="PCM_16")
+        temporary.write_bytes(content.getvalue())
     return path
 
 
@@ -200,7 +202,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EISDIR):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EISDIR):
             raise _unwritable(path, error) from None
         raise
     finally:
@@ -225,23 +227,24 @@ def ensure_writable(folder: Path | str) -> Path:
 
 def _unwritable(path: Path, error: OSError | ValueError) -> AnyGPTError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return AnyGPTError(f"{_shown(path)}: can't be written ({reason}); choose another output folder")
+    return AnyGPTError(f"{shown(path)}: can't be written ({reason}); choose another output folder")
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """The path as one line of bounded length: what a user typed as a path may be anything."""
     text = "".join(char if char.isprintable() else "?" for char in str(path))
     return text if len(text) <= 300 else f"{text[:140]}…{text[-140:]}"
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise MediaError with one line for a path that is missing, no regular file, unreadable or empty."""
     try:
         if path.is_dir():
-            raise MediaError(f"{_shown(path)}: is a directory, expected a file")
+            raise MediaError(f"{shown(path)}: is a directory, expected a file")
         if not path.exists():
-            raise MediaError(f"{_shown(path)}: no such file")
+            raise MediaError(f"{shown(path)}: no such file")
         if not path.is_file():
-            raise MediaError(f"{_shown(path)}: not a regular file")
+            raise MediaError(f"{shown(path)}: not a regular file")
         size = path.stat().st_size
         with open(path, "rb"):
             pass
@@ -249,9 +252,9 @@ def _check_file(path: Path) -> None:
         raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise MediaError(f"{_shown(path)}: can't be read ({reason})") from None
+        raise MediaError(f"{shown(path)}: can't be read ({reason})") from None
     if size == 0:
-        raise MediaError(f"{_shown(path)}: the file is empty (0 bytes)")
+        raise MediaError(f"{shown(path)}: the file is empty (0 bytes)")
 
 
 def _decode(path: Path, max_duration_s: float) -> tuple[np.ndarray, int]:
@@ -267,14 +270,14 @@ def _decode(path: Path, max_duration_s: float) -> tuple[np.ndarray, int]:
     try:
         file = soundfile.SoundFile(source)
     except (soundfile.SoundFileError, TypeError):  # TypeError: the name ends in .raw
-        raise MediaError(f"{_shown(path)}: not a sound file that can be read; expected WAV, FLAC, OGG or MP3") from None
+        raise MediaError(f"{shown(path)}: not a sound file that can be read; expected WAV, FLAC, OGG or MP3") from None
     with file:
         rate_hz, promised = int(file.samplerate), int(file.frames)
         low, high = RATES_HZ
         if not low <= rate_hz <= high:
-            raise MediaError(f"{_shown(path)}: sample rate {rate_hz} Hz, expected {low} to {high} Hz")
+            raise MediaError(f"{shown(path)}: sample rate {rate_hz} Hz, expected {low} to {high} Hz")
         if file.channels > MAX_CHANNELS:
-            raise MediaError(f"{_shown(path)}: {file.channels} channels, expected at most {MAX_CHANNELS}")
+            raise MediaError(f"{shown(path)}: {file.channels} channels, expected at most {MAX_CHANNELS}")
         _check_duration(path, promised / rate_hz, max_duration_s)
         try:
             wave = file.read(dtype="float32", always_2d=True).T
@@ -288,20 +291,20 @@ def _decode(path: Path, max_duration_s: float) -> tuple[np.ndarray, int]:
 def _check_duration(path: Path, duration_s: float, max_duration_s: float) -> None:
     if duration_s > max_duration_s:
         limit = f"the limit is {max_duration_s:g} s"
-        raise MediaError(f"{_shown(path)}: {duration_s:.0f} s of sound or more, {limit}; cut it first")
+        raise MediaError(f"{shown(path)}: {duration_s:.0f} s of sound or more, {limit}; cut it first")
 
 
 def _cut_off(path: Path) -> MediaError:
-    return MediaError(f"{_shown(path)}: the sound file is damaged or cut off; copy or record it again")
+    return MediaError(f"{shown(path)}: the sound file is damaged or cut off; copy or record it again")
 
 
 def _check_size(path: Path, size: tuple[int, int], max_pixels: int, min_side_px: int) -> None:
     width, height = size
     if min(width, height) < min_side_px:
-        raise MediaError(f"{_shown(path)}: {width}x{height} pixels, expected at least {min_side_px} on each side")
+        raise MediaError(f"{shown(path)}: {width}x{height} pixels, expected at least {min_side_px} on each side")
     if width * height > max_pixels:
         limit = f"{max_pixels / 1e6:g} million"
-        raise MediaError(f"{_shown(path)}: {width}x{height} pixels, the limit is {limit} in all; scale it down first")
+        raise MediaError(f"{shown(path)}: {width}x{height} pixels, the limit is {limit} in all; scale it down first")
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
