@@ -9,12 +9,13 @@ import dataclasses
 import fcntl
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from anygpt.config import load_config
+from anygpt.config import from_dict, load_config
 from anygpt.errors import AnyGPTError, ConfigError
 from anygpt.media import ensure_writable
 
@@ -22,16 +23,12 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """What decides the lines of the output."""
+class Job(ABC):
+    """What decides the lines of the output: the fields of a subclass."""
 
-    modality: str
-    manifest_sha256: str
-    tokenizer: str
-    """Its name or path, for people; the fingerprint is what counts."""
-    tokenizer_fingerprint: str
-    batch_size: int
-    """Codes at a near tie may depend on the pictures that share a batch."""
+    @abstractmethod
+    def differences(self, recorded: Any) -> Mapping[str, str]:
+        """Field -> how another job of this class was made, for the fields that must be equal; see `check_same`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +36,8 @@ class Progress:
     """The content of `<out>.progress.json`."""
 
     format: int = FORMAT
-    job: Job
+    job: Any
+    """A `Job`."""
     lines: int
     """Of the input."""
     lines_done: int = 0
@@ -60,7 +58,8 @@ class Progress:
 class ResumableJsonl:
     """The files of one output."""
 
-    def __init__(self, out: Path | str) -> None:
+    def __init__(self, out: Path | str, job_type: type[Job]) -> None:
+        self._job_type = job_type
         self.out = Path(out).expanduser()
         self.partial = Path(f"{self.out}.partial")
         self.errors = Path(f"{self.out}.errors.jsonl")
@@ -79,6 +78,9 @@ class ResumableJsonl:
         if not self.progress_path.is_file():
             raise AnyGPTError(f"{self.out}: exists, and not from this command; remove it or choose another --out")
         progress = load_config(Progress, self.progress_path)
+        if not isinstance(progress.job, Mapping):
+            raise ConfigError(f"{self.progress_path}: 'job' is {progress.job!r}, expected keys and values")
+        progress = dataclasses.replace(progress, job=from_dict(self._job_type, progress.job, str(self.progress_path)))
         if self.out.exists() and (not progress.is_complete or self.out.stat().st_size != progress.output_bytes):
             raise AnyGPTError(f"{self.out}: was changed since it was made; remove it or choose another --out")
         return progress
@@ -171,13 +173,7 @@ class Writer:
 
 def check_same(recorded: Job, job: Job, path: Path) -> None:
     """Raise AnyGPTError, naming what differs, unless two jobs give the same lines."""
-    differing = {
-        "modality": "for another modality",
-        "manifest_sha256": "from another manifest, or the manifest has changed since",
-        "tokenizer_fingerprint": f"with another tokenizer ('{recorded.tokenizer}') than '{job.tokenizer}'",
-        "batch_size": f"with --batch-size {recorded.batch_size}",
-    }
-    for name, how in differing.items():
+    for name, how in job.differences(recorded).items():
         if getattr(recorded, name) != getattr(job, name):
             raise AnyGPTError(f"{path}: was made {how}; remove it to start afresh, or choose another --out")
 

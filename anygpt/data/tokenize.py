@@ -39,6 +39,27 @@ class TokenizeResult:
     """An earlier run had done it all."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenizeJob(Job):
+    """What decides the lines of a tokenized manifest."""
+
+    modality: str
+    manifest_sha256: str
+    tokenizer: str
+    """Its name or path, for people; the fingerprint is what counts."""
+    tokenizer_fingerprint: str
+    batch_size: int
+    """Codes at a near tie may depend on the pictures that share a batch."""
+
+    def differences(self, recorded: "TokenizeJob") -> dict[str, str]:
+        return {
+            "modality": "for another modality",
+            "manifest_sha256": "from another manifest, or the manifest has changed since",
+            "tokenizer_fingerprint": f"with another tokenizer ('{recorded.tokenizer}') than '{self.tokenizer}'",
+            "batch_size": f"with --batch-size {recorded.batch_size}",
+        }
+
+
 def tokenize_manifest(
     manifest: Path | str,
     out: Path | str,
@@ -64,7 +85,7 @@ def tokenize_manifest(
         if number is not None and number < 1:
             raise AnyGPTError(f"--{name.replace('_', '-')} is {number}, expected at least 1")
     source = MediaManifest(manifest, modality)
-    files = ResumableJsonl(out)
+    files = ResumableJsonl(out, TokenizeJob)
     recorded = files.recorded()
     devices = device_names(device)
     setup = _Setup(
@@ -74,7 +95,7 @@ def tokenize_manifest(
         devices=devices,
     )
     loaded = setup.load(devices[0])
-    job = Job(
+    job = TokenizeJob(
         modality=source.modality,
         manifest_sha256=source.sha256,
         tokenizer=Path(setup.path).name,

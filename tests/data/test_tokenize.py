@@ -28,7 +28,7 @@ from anygpt.code_strings import string_to_codes
 from anygpt.data import media_codes
 from anygpt.data.jsonl import JsonlFile, pair_of
 from anygpt.data.resumable import ResumableJsonl
-from anygpt.data.tokenize import TokenizeResult, tokenize_manifest
+from anygpt.data.tokenize import TokenizeJob, TokenizeResult, tokenize_manifest
 from anygpt.errors import AnyGPTError
 from anygpt.media import Audio, load_audio, load_image, save_audio, save_image
 from anygpt.paths import checkout_root
@@ -289,7 +289,7 @@ def test_a_killed_run_with_several_workers_ends_like_an_undisturbed_one(media: P
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    files = ResumableJsonl(out)
+    files = ResumableJsonl(out, TokenizeJob)
     deadline = time.monotonic() + 300
     while (progress := files.recorded()) is None or progress.lines_done < 4:
         assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
