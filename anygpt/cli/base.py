@@ -1,12 +1,19 @@
 """`anygpt base`: one-line prompts, from the command line, standard input or a terminal."""
 
-import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anygpt.cli.console import (
+    QUIT,
+    LineReader,
+    Progress,
+    interact,
+    print_json,
+    print_mistake,
+    printable,
+)
 from anygpt.errors import AnyGPTError
 from anygpt.forms import describe_forms, parse_form
 from anygpt.media import ensure_writable
@@ -14,8 +21,6 @@ from anygpt.modality import MODALITIES
 
 if TYPE_CHECKING:
     from anygpt.engine import AnyGPT, Result
-
-QUIT = ("quit", "exit")
 
 
 def base(
@@ -76,7 +81,8 @@ def base(
     )
     console = _Console(model, output_dir, as_json=json)
     if prompt is None and sys.stdin.isatty():
-        console.interact()
+        print("Type a prompt, `help` for the forms, or `quit`.")
+        interact(LineReader(), console.handle, leave="quit")
         return
     lines = prompt if prompt is not None else (line for line in map(str.strip, sys.stdin) if line)
     if not all([console.answer(line) for line in lines]):
@@ -103,27 +109,15 @@ class _Console:
         self._output_dir = output_dir
         self._as_json = as_json
 
-    def interact(self) -> None:
-        """Read prompts from the terminal until `quit`; neither a mistake nor Ctrl-C ends it."""
-        try:
-            import readline  # noqa: F401  (gives `input` line editing and history)
-        except ImportError:
-            pass
-        print("Type a prompt, `help` for the forms, or `quit`.")
-        while True:
-            try:
-                line = input("anygpt> ").strip()
-                if line in QUIT:
-                    return
-                if line == "help":
-                    print(self.help())
-                elif line:
-                    self.answer(line)
-            except EOFError:
-                print()
-                return
-            except KeyboardInterrupt:
-                print("\nstopped; `quit` leaves")
+    def handle(self, line: str) -> bool:
+        """Do what a line typed at the terminal asks, and say whether to go on."""
+        if line in QUIT:
+            return False
+        if line == "help":
+            print(self.help())
+        else:
+            self.answer(line)
+        return True
 
     def help(self) -> str:
         """The prompts that the model understands."""
@@ -132,13 +126,13 @@ class _Console:
 
     def answer(self, prompt: str) -> bool:
         """Answer one prompt, print the answer or the mistake, and say whether it was answered."""
-        progress = _Progress()
+        progress = Progress()
         try:
             result = self._model.run(prompt, progress=progress)
             path = result.save(self._output_dir) if result.media is not None else None
         except AnyGPTError as error:
             progress.clear()
-            self._print_mistake(prompt, str(error))
+            print_mistake(prompt, str(error), as_json=self._as_json)
             return False
         except BaseException:
             progress.clear()
@@ -149,7 +143,7 @@ class _Console:
 
     def _print(self, result: "Result", path: Path | None) -> None:
         if not self._as_json:
-            print(_printable(result.text or "") if path is None else path, flush=True)
+            print(printable(result.text or "") if path is None else path, flush=True)
             return
         row: dict[str, Any] = {"prompt": result.prompt, "modality": result.modality}
         row |= {"text": result.text} if path is None else {"path": str(path)}
@@ -158,34 +152,4 @@ class _Console:
         if result.audio is not None:
             row["duration_s"] = round(result.audio.duration_s, 3)
         row |= {"seed": result.seed, "seconds": round(result.seconds, 3)}
-        print(json.dumps(row, ensure_ascii=False), flush=True)
-
-    def _print_mistake(self, prompt: str, message: str) -> None:
-        message = " ".join(message.split())
-        if self._as_json:
-            print(json.dumps({"prompt": prompt, "error": message}, ensure_ascii=False), flush=True)
-        print(f"anygpt: {message}", file=sys.stderr, flush=True)
-
-
-def _printable(text: str) -> str:
-    """Without the control characters that a model may emit and a terminal would obey."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-class _Progress:
-    """A counter on standard error while an answer is generated, where that is a terminal."""
-
-    def __init__(self) -> None:
-        self._is_shown = sys.stderr.isatty()
-        self._last = 0.0
-
-    def __call__(self, count: int, most: int) -> None:
-        now = time.monotonic()
-        if self._is_shown and now - self._last > 0.1:
-            self._last = now
-            print(f"\rgenerating {count} of at most {most} ids ", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        """Wipe the counter."""
-        if self._is_shown and self._last:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        print_json(row)
