@@ -18,10 +18,11 @@ class JsonlFile:
     Raises ConfigError when the file is missing or has no line.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, command: str = "anygpt tokenize MANIFEST") -> None:
+        """`command` makes such a file; a message says so."""
         self.path = Path(path)
         if not self.path.is_file():
-            raise ConfigError(f"{self.path}: no such data file; make one with: anygpt tokenize MANIFEST --out {path}")
+            raise ConfigError(f"{self.path}: no such data file; make one with: {command} --out {path}")
         if not len(self):
             raise ConfigError(f"{self.path}: has no lines")
 

@@ -1,16 +1,17 @@
-"""The training mixture: which pairs, in which proportion, in which direction, packed into micro-batches.
+"""The training mixture: which sources, in which proportion, packed into micro-batches.
 
-A `PackedMixture` is a map from a number to a micro-batch, fixed by the seed. That makes resuming exact and needs no
-state: the trainer goes on at the next number.
+A source is a file of pairs (`PairSource`) or of conversations (`anygpt.data.conversations`). A `PackedMixture` is a
+map from a number to a micro-batch, fixed by the seed. That makes resuming exact and needs no state: the trainer goes
+on at the next number.
 """
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,13 +23,33 @@ from anygpt.data.packing import Example, PackingConfig, collate_rows, pack_rows
 from anygpt.errors import AnyGPTError, ConfigError
 from anygpt.media import atomic_write
 from anygpt.modality import get_modality
-from anygpt.prompts.render import render_pretrain
-from anygpt.prompts.segments import Media
+from anygpt.prompts.render import Rendered, render, render_pretrain
+from anygpt.prompts.segments import Media, Turn
 from anygpt.prompts.tasks import TaskPrompts
-from anygpt.prompts.templates import Direction
-from anygpt.vocabulary import Vocabulary
+from anygpt.prompts.templates import DIRECTIONS, Direction
+from anygpt.vocabulary import Text, Vocabulary
 
-DIRECTIONS: tuple[Direction, ...] = ("x2text", "text2x")
+
+class Source(Protocol):
+    """One file of training examples, split into training and validation."""
+
+    path: Path
+    vocab: Vocabulary
+    weight: float
+    """Share of the training tokens, relative to the other sources."""
+
+    @property
+    def split(self) -> tuple[list[int], list[int]]:
+        """Line numbers, from 0, of training and of validation."""
+
+    def examples(self, index: int) -> Iterable[Example]:
+        """Line `index` in each of its forms."""
+
+    def draw(self, index: int, rng: random.Random) -> Example:
+        """Line `index` in one of its forms, as trained."""
+
+    def validation_sets(self, limit: int) -> dict[str, list[Example]]:
+        """Held-out examples by name, loss on the answers only; the name of the main one begins with the file's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +65,8 @@ class SourceConfig:
     """Loss weight of the prompt's ids (instruction and input) against the answer's; published training uses 1."""
     text_weight: float = 1.0
     """Loss weight of a text answer's ids: texts are short beside the codes they describe."""
+    form: Literal["base", "chat"] = "base"
+    """Whether examples are written in the base template or as one round of the checkpoint's chat template."""
 
     def __post_init__(self) -> None:
         get_modality(self.modality)
@@ -61,6 +84,7 @@ class PairSource:
         self.file = JsonlFile(config.path)
         self.spec = vocab.block(config.modality).spec
         self.validation_fraction = validation_fraction
+        self.path, self.weight = config.path, config.weight
 
     @property
     def directions(self) -> tuple[Direction, ...]:
@@ -90,15 +114,44 @@ class PairSource:
     def example(self, index: int, direction: Direction, instruction: str, *, answer_only: bool = False) -> Example:
         """Line `index` as a training example; `answer_only` gives the question no weight, to measure the answer."""
         text, media = self.pair(index)
-        rendered = render_pretrain(direction, instruction, text, media, self.vocab, train_question=False)
+        if self.config.form == "base":
+            rendered = render_pretrain(direction, instruction, text, media, self.vocab, train_question=False)
+        else:
+            rendered = self._chat(direction, instruction, text, media)
         question = 0.0 if answer_only else self.config.question_weight
         answer = self.config.text_weight if direction == "x2text" and not answer_only else 1.0
         weights = [answer if is_answer else question for is_answer in rendered.loss_mask]
         return Example(ids=rendered.ids, weights=weights)
 
+    def _chat(self, direction: Direction, instruction: str, text: str, media: Media) -> Rendered:
+        """The pair as one round of a conversation."""
+        if direction == "x2text":
+            turns = [Turn("user", [media, Text(f" {instruction}")]), Turn("assistant", [Text(text)])]
+        else:
+            turns = [Turn("user", [Text(f"{instruction} {text}")]), Turn("assistant", [media])]
+        return render(turns, self.vocab.template, self.vocab, end_of_text=True)
+
+    def examples(self, index: int) -> Iterable[Example]:
+        for direction in self.directions:
+            yield self.example(index, direction, self.prompts.canonical(self.spec.name, direction))
+
+    def draw(self, index: int, rng: random.Random) -> Example:
+        direction = rng.choice(self.directions)
+        return self.example(index, direction, self.prompts.sample(self.spec.name, direction, rng))
+
+    def validation_sets(self, limit: int) -> dict[str, list[Example]]:
+        """Per direction, in the canonical wording."""
+        lines = self.split[1][:limit]
+        sets = {}
+        for direction in self.directions if lines else ():
+            instruction = self.prompts.canonical(self.spec.name, direction)
+            examples = [self.example(line, direction, instruction, answer_only=True) for line in lines]
+            sets[f"{self.path.stem}_{direction}"] = examples
+        return sets
+
 
 class PackedMixture(Dataset[dict[str, Tensor]]):
-    """Micro-batch i for every i below `length`: sources drawn by token share, both directions, packed.
+    """Micro-batch i for every i below `length`: sources drawn by token share, packed.
 
     Examples are drawn, rendered and packed a chunk at a time; the number of micro-batches of each chunk is kept in
     `index_path`, so that a resumed run finds its place without rendering what came before.
@@ -106,7 +159,7 @@ class PackedMixture(Dataset[dict[str, Tensor]]):
 
     def __init__(
         self,
-        sources: Sequence[PairSource],
+        sources: Sequence[Source],
         packing: PackingConfig,
         *,
         length: int,
@@ -132,10 +185,8 @@ class PackedMixture(Dataset[dict[str, Tensor]]):
         for number, source in enumerate(self.sources):
             rng = random.Random(f"{self.seed}/length/{number}")
             picked = [rng.choice(source.split[0]) for _ in range(32)]
-            direction = source.directions[0]
-            instruction = source.prompts.canonical(source.spec.name, direction)
-            mean = sum(len(source.example(i, direction, instruction).ids) for i in picked) / len(picked)
-            chances.append(source.config.weight / mean)
+            mean = sum(len(next(iter(source.examples(i))).ids) for i in picked) / len(picked)
+            chances.append(source.weight / mean)
         return chances
 
     def _line(self, number: int, draw: int) -> int:
@@ -171,12 +222,14 @@ class PackedMixture(Dataset[dict[str, Tensor]]):
 
     def _examples(self, chunk: int) -> list[Example]:
         rng = random.Random(f"{self.seed}/wording/{chunk}")
+        longest = self.packing.row_lengths[-1]
         examples = []
         for number, draw in self._draws(chunk):
-            source = self.sources[number]
-            direction = rng.choice(source.directions)
-            instruction = source.prompts.sample(source.spec.name, direction, rng)
-            examples.append(source.example(self._line(number, draw), direction, instruction))
+            line = self._line(number, draw)
+            example = self.sources[number].draw(line, rng)
+            if len(example.ids) > longest:
+                raise ConfigError(too_long(self.sources[number].path, line, len(example.ids), longest))
+            examples.append(example)
         return examples
 
     def _build(self, chunk: int) -> list[dict[str, Tensor]]:
@@ -185,13 +238,7 @@ class PackedMixture(Dataset[dict[str, Tensor]]):
         lengths = self.packing.row_lengths
         buckets: dict[int, list[Example]] = {length: [] for length in lengths}
         for example in examples:
-            fitting = next((length for length in lengths if len(example.ids) <= length), None)
-            if fitting is None:
-                raise ConfigError(
-                    f"packing.row_lengths: an example has {len(example.ids)} ids, the longest row {lengths[-1]}; "
-                    "add a longer row"
-                )
-            buckets[fitting].append(example)
+            buckets[next(length for length in lengths if len(example.ids) <= length)].append(example)
         batches = []
         rng = random.Random(f"{self.seed}/batches/{chunk}")
         for length, bucket in buckets.items():
@@ -226,19 +273,14 @@ class PackedMixture(Dataset[dict[str, Tensor]]):
             first += len(batches)
 
 
-class ValidationPairs(Dataset[dict[str, Tensor]]):
-    """The validation pairs of one source in one direction, canonical wording, loss on the answer only."""
+class ValidationSet(Dataset[dict[str, Tensor]]):
+    """Held-out examples, one in each row, in micro-batches."""
 
-    def __init__(self, source: PairSource, direction: Direction, packing: PackingConfig, *, limit: int) -> None:
-        lines = source.split[1][:limit]
-        instruction = source.prompts.canonical(source.spec.name, direction)
-        examples = [source.example(line, direction, instruction, answer_only=True) for line in lines]
+    def __init__(self, examples: Sequence[Example], packing: PackingConfig, pad_id: int) -> None:
         length = max((len(example.ids) for example in examples), default=0)
         size = max(1, packing.tokens_per_micro_batch // max(1, length))
         groups = [examples[at : at + size] for at in range(0, len(examples), size)]
-        self._batches = [
-            collate_rows([[example] for example in group], length, source.vocab.pad_id) for group in groups
-        ]
+        self._batches = [collate_rows([[example] for example in group], length, pad_id) for group in groups]
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -251,3 +293,22 @@ def single_micro_batch(items: list[dict[str, Tensor]]) -> dict[str, torch.Tensor
     """The data loader's collate function: the items already are micro-batches, taken one at a time."""
     assert len(items) == 1, len(items)
     return items[0]
+
+
+def too_long(path: Path, line: int, length: int, longest: int) -> str:
+    """The message about an example of `length` ids at `line` (from 0) that fits no row."""
+    return (
+        f"{path}: line {line + 1} has {length} ids, the longest row (packing.row_lengths) {longest}; add a longer row"
+    )
+
+
+def check_labels(sources: Iterable[Source]) -> None:
+    """Raise ConfigError for a source in which nothing is to be learned: every loss weight of every line is 0."""
+    for source in sources:
+        examples = (example for line in source.split[0] for example in source.examples(line))
+        # The first id of an example is never predicted.
+        if not any(any(example.weights[1:]) for example in examples):
+            raise ConfigError(
+                f"{source.path}: every label is masked, so there is nothing to learn; check text_weight and "
+                "question_weight of this source"
+            )

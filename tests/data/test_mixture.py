@@ -10,13 +10,15 @@ import torch
 
 from anygpt.code_strings import codes_to_string
 from anygpt.data.jsonl import JsonlFile, in_validation
-from anygpt.data.mixture import PackedMixture, PairSource, SourceConfig, ValidationPairs
+from anygpt.data.mixture import PackedMixture, PairSource, SourceConfig, ValidationSet, check_labels
 from anygpt.data.packing import PackingConfig
 from anygpt.errors import AnyGPTError, ConfigError
 from anygpt.modality import MODALITIES
+from anygpt.prompts.render import parse_answer, parse_turns
+from anygpt.prompts.segments import Turn
 from anygpt.prompts.tasks import TaskPrompts
 from anygpt.text_tokenizer import train_text_tokenizer
-from anygpt.vocabulary import Vocabulary
+from anygpt.vocabulary import Text, Vocabulary
 
 SIZES = {"image": (16, 1), "music": (8, 4)}
 SPECS = [MODALITIES[name].with_codebooks(codebook_size=size, num_codebooks=k) for name, (size, k) in SIZES.items()]
@@ -120,8 +122,9 @@ def test_both_directions_are_trained_and_every_id_counts(data: Path, vocab: Voca
 
 def test_validation_measures_answers_only(data: Path, vocab: Vocabulary) -> None:
     (source,) = _sources(data, vocab, image=1.0)
-    pairs = ValidationPairs(source, "text2x", PACKING, limit=4)
-    batch = pairs[0]
+    sets = source.validation_sets(4)
+    assert set(sets) == {"image_x2text", "image_text2x"}
+    batch = ValidationSet(sets["image_text2x"], PACKING, vocab.pad_id)[0]
     eoh = vocab.control_id("<eoh>")
     for row, weights in zip(batch["input_ids"].tolist(), batch["loss_weights"].tolist(), strict=True):
         assert not any(weights[: row.index(eoh) + 1])
@@ -146,6 +149,34 @@ def test_a_broken_line_is_named(data: Path, vocab: Vocabulary, tmp_path: Path, l
     source = PairSource(config, vocab, TaskPrompts.load(), validation_fraction=0.0)
     with pytest.raises(AnyGPTError, match=message):
         source.pair(1)
+
+
+def test_a_source_without_any_label_is_an_error(data: Path, vocab: Vocabulary) -> None:
+    settings = {"path": data / "image.jsonl", "modality": "image", "question_weight": 0.0, "text_weight": 0.0}
+    sources = {
+        direction: PairSource(
+            SourceConfig(**settings, direction=direction), vocab, TaskPrompts.load(), validation_fraction=0.0
+        )
+        for direction in ("x2text", "text2x", "both")
+    }
+    check_labels([sources["text2x"], sources["both"]])
+    with pytest.raises(ConfigError, match="image.jsonl: every label is masked"):
+        check_labels([sources["text2x"], sources["x2text"]])
+
+
+def test_pairs_can_be_rounds_of_a_chat(data: Path, vocab: Vocabulary) -> None:
+    config = SourceConfig(path=data / "image.jsonl", modality="image", form="chat", question_weight=0.0)
+    source = PairSource(config, vocab, TaskPrompts.load(), validation_fraction=0.0)
+    text, media = source.pair(0)
+    answers = {"x2text": Turn("assistant", [Text(text)]), "text2x": Turn("assistant", [media])}
+    for example, direction in zip(source.examples(0), source.directions, strict=True):
+        question, answer = parse_turns(example.ids, vocab.template, vocab)
+        assert answer.text == answers[direction].text and answer.media == answers[direction].media
+        assert question.media == ([media] if direction == "x2text" else [])
+        trained = [index for index, weight in zip(example.ids, example.weights, strict=True) if weight]
+        end = vocab.control_id("<eos>")  # of the template that a checkpoint without anygpt.json has
+        assert trained[-2:] == [end, vocab.text_eos_id]
+        assert parse_answer(trained, vocab.template, vocab).text == answer.text
 
 
 def test_a_missing_or_empty_file_says_what_to_do(tmp_path: Path) -> None:

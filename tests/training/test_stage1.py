@@ -23,14 +23,8 @@ from anygpt.config import load_config
 from anygpt.errors import AnyGPTError, ConfigError
 from anygpt.modality import MODALITIES
 from anygpt.paths import checkout_root
-from anygpt.training.stage1 import (
-    Stage1Config,
-    build_model,
-    build_vocabulary,
-    last_checkpoint,
-    train_stage1,
-    training_arguments,
-)
+from anygpt.training.language_model import last_checkpoint, training_arguments
+from anygpt.training.stage1 import Stage1Config, build_model, build_vocabulary, train_stage1
 from anygpt.vocabulary import Vocabulary
 
 ROOT = checkout_root()

@@ -1,0 +1,121 @@
+"""Conversations as a source of the training mixture: loss on the assistant's answers only."""
+
+import json
+import logging
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from anygpt.data.instructions import messages_of, turns_of
+from anygpt.data.jsonl import JsonlFile, in_validation
+from anygpt.data.mixture import too_long
+from anygpt.data.packing import Example
+from anygpt.errors import ConfigError
+from anygpt.prompts.render import render
+from anygpt.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationConfig:
+    """One entry of the `data` list of stage 2: a file of instruction JSONL."""
+
+    path: Path
+    weight: float = 1.0
+    """Share of the training tokens, relative to the other sources."""
+    text_weight: float = 1.0
+    """Loss weight of an answer's ids outside spans (text, tags, ends) against codes: they are few beside them."""
+    too_long: Literal["error", "drop"] = "error"
+    """What becomes of a conversation that fits no row: an error before training, or it is left out and counted."""
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ConfigError(f"data: {self.path}: weight is {self.weight}, expected more than 0")
+        if self.text_weight < 0:
+            raise ConfigError(f"data: {self.path}: text_weight is {self.text_weight}, expected 0 or more")
+
+
+class ConversationSource:
+    """The conversations of one file in the chat template of `vocab`, split by a hash over the whole conversation."""
+
+    def __init__(
+        self, config: ConversationConfig, vocab: Vocabulary, *, validation_fraction: float, longest: int,
+        scenario_limit: int = 0,
+    ) -> None:  # fmt: skip
+        """`longest` ids fit a row; `scenario_limit` is how many held-out examples each scenario is measured on."""
+        self.config, self.vocab = config, vocab
+        self.path, self.weight = config.path, config.weight
+        self.file = JsonlFile(config.path, command="anygpt synth")
+        self.validation_fraction, self.longest, self.scenario_limit = validation_fraction, longest, scenario_limit
+        self._scenarios: dict[str, list[int]] = {}
+        self._codes = {index for block in vocab.blocks.values() for index in (*block.ids, block.end_id)}
+
+    @cached_property
+    def split(self) -> tuple[list[int], list[int]]:
+        """Line numbers, from 0, of training and of validation.
+
+        Renders every row once, so that a bad one is known before training. Raises AnyGPTError naming file and line.
+        """
+        train: list[int] = []
+        validation: list[int] = []
+        dropped = 0
+        for index in range(len(self.file)):
+            length = len(self.example(index).ids)
+            if length > self.longest:
+                if self.config.too_long == "error":
+                    message = too_long(self.path, index, length, self.longest)
+                    raise ConfigError(f"{message}, or set too_long: drop")
+                dropped += 1
+                continue
+            row = self.file[index]
+            if in_validation(json.dumps(messages_of(row, self._where(index))), self.validation_fraction):
+                validation.append(index)
+                if isinstance(row.get("scenario"), str):
+                    self._scenarios.setdefault(row["scenario"], []).append(index)
+            else:
+                train.append(index)
+        if dropped:
+            logger.warning(
+                "%s: %d of %d conversations have more than %d ids and are left out",
+                self.path, dropped, len(self.file), self.longest,
+            )  # fmt: skip
+        if not train:
+            raise ConfigError(f"{self.path}: no conversation is left for training")
+        return train, validation
+
+    def example(self, index: int, *, answer_only: bool = False) -> Example:
+        """Line `index` as a training example; `answer_only` weighs text and codes alike, to measure the answers."""
+        where = self._where(index)
+        turns = turns_of(self.file[index], self.vocab, where)
+        ids, trained = render(turns, self.vocab.template, self.vocab, end_of_text=True)
+        text = 1.0 if answer_only else self.config.text_weight
+        weights = [
+            0.0 if not counts else 1.0 if id_ in self._codes else text for id_, counts in zip(ids, trained, strict=True)
+        ]
+        return Example(ids=ids, weights=weights)
+
+    def examples(self, index: int) -> Iterable[Example]:
+        yield self.example(index)
+
+    def draw(self, index: int, rng: random.Random) -> Example:
+        return self.example(index)
+
+    def validation_sets(self, limit: int) -> dict[str, list[Example]]:
+        """All of the file under its name, and `<file>/<scenario>` for the scenarios that rows name."""
+        lines = {self.path.stem: self.split[1][:limit]}
+        for scenario, members in sorted(self._scenarios.items()):
+            name = re.sub(r"\W+", "_", scenario).strip("_")
+            lines[f"{self.path.stem}/{name}"] = members[: self.scenario_limit]
+        return {
+            name: [self.example(line, answer_only=True) for line in held_out]
+            for name, held_out in lines.items()
+            if held_out
+        }
+
+    def _where(self, index: int) -> str:
+        return f"{self.path}: line {index + 1}"

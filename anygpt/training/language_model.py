@@ -1,0 +1,282 @@
+"""What the stages of training share: packed micro-batches on the Hugging Face Trainer, whole checkpoints, curves."""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from anygpt.data.mixture import PackedMixture, Source, ValidationSet, check_labels, single_micro_batch
+from anygpt.data.packing import PackingConfig, attention_mask
+from anygpt.errors import CheckpointError, ConfigError, nearest
+from anygpt.media import atomic_write
+from anygpt.training import attention
+from anygpt.training.curves import plot_curves
+from anygpt.training.optimizer import MuonAdamW
+from anygpt.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+COMPLETE = "complete"
+"""File that marks a checkpoint as whole: a run killed while saving leaves a folder without it."""
+
+VOCABULARY_FILES = (
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "anygpt.json",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalityConfig:
+    """One modality of the model: its codebooks, and the tokenizer folder that made the codes."""
+
+    codebook_size: int
+    num_codebooks: int = 1
+    tokenizer: str | None = None
+    """Name under `tokenizers/`; its fingerprint goes into the checkpoint. None: the released tokenizers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Muon and AdamW on float32 masters; leave the section out for the Trainer's own `optim`."""
+
+    lr: float = 2e-3
+    muon_lr: float = 4e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The part of a run's YAML file that is the same in all stages."""
+
+    trainer: dict[str, Any]
+    """Passed to `transformers.TrainingArguments`: max_steps, batch accumulation, FSDP, and so on."""
+    packing: PackingConfig = field(default_factory=PackingConfig)
+    optimizer: OptimizerConfig | None = None
+    template: str = "AnyGPT"
+    validation_fraction: float = 0.01
+    validation_limit: int = 64
+    """Validation examples of each source (of pairs: in each direction)."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known = {f.name for f in dataclasses.fields(TrainingArguments)}
+        for key in self.trainer:
+            if key not in known or key == "output_dir":
+                raise ConfigError(f"trainer: unknown key '{key}'{nearest(key, known)}")
+        if self.optimizer is not None and (self.trainer.get("fsdp") or self.trainer.get("deepspeed")):
+            raise ConfigError(
+                "optimizer: keeps whole copies of the weights, which FSDP and DeepSpeed split; leave the section out "
+                "and set trainer.optim and trainer.learning_rate"
+            )
+        if "max_steps" not in self.trainer:
+            raise ConfigError("trainer: 'max_steps' is missing; the mixture has no epochs")
+
+
+class PackedTrainer(Trainer):
+    """The Trainer on packed micro-batches: block-diagonal attention, weighted loss, loader without shuffling."""
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
+        """Sum of the loss weights over all micro-batches of a step, on all ranks: what the loss is divided by."""
+        if not batch_samples:
+            return None
+        total = torch.stack([batch["loss_weights"][:, 1:].sum() for batch in batch_samples]).sum().to(device)
+        if self.args.world_size > 1:
+            total = self.accelerator.gather(total.reshape(1)).sum()
+        return total
+
+    def compute_loss(  # type: ignore[override]
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Weighted cross-entropy of the next id within each example."""
+        ids, weights = inputs["input_ids"], inputs["loss_weights"][:, 1:]
+        dtype = next(model.parameters()).dtype
+        logits = model(
+            input_ids=ids,
+            attention_mask=attention_mask(inputs["segment_ids"], dtype),
+            position_ids=inputs["position_ids"],
+            use_cache=False,
+        ).logits
+        counted = weights > 0
+        losses = F.cross_entropy(logits[:, :-1][counted].float(), ids[:, 1:][counted], reduction="none")
+        total = weights.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = (losses * weights[counted]).sum() / total
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, the total is a sum
+        return (loss, {"loss": loss.detach()}) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, None, None]:
+        with torch.no_grad():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        assert isinstance(loss, Tensor)
+        return loss.detach(), None, None
+
+
+class Housekeeping(TrainerCallback):
+    """Completes and marks whole checkpoints and draws the curves."""
+
+    def __init__(self, out: Path, complete: Callable[[Path], None]) -> None:
+        self.out, self.complete = out, complete
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if args.world_size > 1:
+            torch.distributed.barrier()  # every rank has written its part
+        if state.is_world_process_zero:
+            folder = self.out / f"checkpoint-{state.global_step}"
+            self.complete(folder)
+            (folder / COMPLETE).touch()
+            plot_curves(state.log_history, self.out / "curves.png")
+
+
+def copy_vocabulary(source: Path, target: Path) -> None:
+    """Copy the tokenizer files and `anygpt.json` from one model folder to another."""
+    for name in VOCABULARY_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest whole checkpoint under `out`; removes those that a killed run left half-written."""
+    whole = []
+    for folder in out.glob("checkpoint-*"):
+        if (folder / COMPLETE).is_file():
+            whole.append(folder)
+        else:
+            logger.warning("%s is incomplete (the run was stopped while saving); removing it", folder)
+            shutil.rmtree(folder)
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def load_llama(path: Path, vocab: Vocabulary, *, dtype: torch.dtype, implementation: str) -> LlamaForCausalLM:
+    """A LLaMA checkpoint with rows added for the ids of `vocab` that it lacks. Raises CheckpointError.
+
+    New rows are drawn around the mean of the old ones with their covariance (Hewitt 2021), so that at first no new
+    token is likelier than the old.
+    """
+    if implementation == attention.NAME:
+        attention.register()
+    try:
+        model = LlamaForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=implementation)
+    except OSError as error:
+        raise CheckpointError(f"{path}: not a LLaMA checkpoint ({error})") from None
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding), type(embeddings)
+    if embeddings.num_embeddings < vocab.size:
+        model.resize_token_embeddings(vocab.size, mean_resizing=True)
+    return model
+
+
+def training_arguments(config: RunConfig, out: Path) -> TrainingArguments:
+    """The Trainer's settings: the `trainer` section, and what packed micro-batches need."""
+    return TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        remove_unused_columns=False,
+        seed=config.seed,
+        label_names=[],
+        train_sampling_strategy="sequential",
+        **{
+            "report_to": "tensorboard",
+            "average_tokens_across_devices": False,
+            "ddp_find_unused_parameters": False,
+            **config.trainer,
+        },
+    )
+
+
+def train_packed(
+    config: RunConfig,
+    out: Path,
+    *,
+    build_vocabulary: Callable[[Path], Vocabulary],
+    build_sources: Callable[[Vocabulary], Sequence[Source]],
+    build_model: Callable[[Vocabulary], nn.Module],
+    dtype: torch.dtype,
+    complete: Callable[[Path], None] | None = None,
+) -> Path:
+    """Run or resume a training; the exported folder, `out/model`.
+
+    `build_vocabulary` writes the vocabulary files of the model into the folder it is given, on the first process
+    only. `dtype` is what the model computes in under `config.optimizer`. `complete` finishes every folder of weights
+    that is written (checkpoints and the export) after the vocabulary files have been copied into it.
+    """
+    set_seed(config.seed)
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(out / "tensorboard"))
+    arguments = training_arguments(config, out)
+    folder = out / "vocabulary"
+    is_first = arguments.process_index == 0
+    with arguments.main_process_first(local=False, desc="vocabulary"):
+        vocab = build_vocabulary(folder) if is_first else Vocabulary.from_pretrained(folder)
+    sources = build_sources(vocab)
+    check_labels(sources)
+    steps = arguments.max_steps * arguments.gradient_accumulation_steps * arguments.world_size
+    index_path = out / f"micro_batches.{arguments.process_index}.json"
+    mixture = PackedMixture(sources, config.packing, length=steps, seed=config.seed, index_path=index_path)
+    validation = {
+        name: ValidationSet(examples, config.packing, vocab.pad_id)
+        for source in sources
+        for name, examples in source.validation_sets(config.validation_limit).items()
+    }
+    model = build_model(vocab)
+    optimizer = None
+    if config.optimizer is not None:
+        optimizer = MuonAdamW(model, dtype=dtype, **dataclasses.asdict(config.optimizer))
+
+    def complete_folder(written: Path) -> None:
+        copy_vocabulary(folder, written)
+        if complete is not None:
+            complete(written)
+
+    trainer = PackedTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=mixture,
+        eval_dataset=validation or None,
+        data_collator=single_micro_batch,
+        optimizers=(optimizer, None),
+        callbacks=[Housekeeping(out, complete_folder)],
+    )
+    checkpoint = last_checkpoint(out) if is_first else None
+    if arguments.world_size > 1:
+        shared = [str(checkpoint) if checkpoint else None]
+        torch.distributed.broadcast_object_list(shared)
+        checkpoint = Path(shared[0]) if shared[0] else None
+    if checkpoint:
+        logger.info("resuming from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    exported = out / "model"
+    trainer.save_model(str(exported))
+    if is_first:
+        complete_folder(exported)
+        plot_curves(trainer.state.log_history, out / "curves.png")
+        with atomic_write(out / "log.json") as temporary:
+            temporary.write_text(json.dumps(trainer.state.log_history, indent=1) + "\n", encoding="utf-8")
+    return exported
