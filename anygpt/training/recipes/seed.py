@@ -64,6 +64,8 @@ class SeedRecipeConfig:
     """Batches whose features k-means starts from."""
     commitment: float = 0.25
     attributes: float = 0.05
+    perceptual: float = 0.0
+    """Weight of how differently the frozen encoder sees picture and reconstruction, from `freeze_codes_at` on."""
     object_weight: float = 3.0
     """How much more an object's pixels count than the background's."""
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -183,14 +185,34 @@ class SeedRecipe(TokenizerRecipe):
         weight = self.model.seed.visual_encoder.patch_embed.proj.weight
         return (((pixels + 1) / 2 - mean) / std).to(weight.dtype)
 
-    def _features(self, pixels: Tensor) -> Tensor:
-        """Features before quantization, float32 [B, Q, E], all of norm sqrt(E).
+    def _see(self, pixels: Tensor) -> list[Tensor]:
+        """What the encoder sees: patches after every block, each normed, then the features before quantization.
 
-        All codes have that norm too. The nearest code by squared distance, which is what `SeedModel` looks for, is
-        then the nearest by angle, whatever the norm of the raw features: they are free to grow, the codes stay put.
+        The features, float32 [B, Q, E], all have norm sqrt(E), as all codes have. The nearest code by squared distance,
+        which is what `SeedModel` looks for, is then the nearest by angle, whatever the norm of the raw features: they
+        are free to grow, the codes stay put.
         """
-        z = self.model.seed.encode_features(self._normalised(pixels)).float()
-        return on_sphere(z)
+        seed = self.model.seed
+        layers: list[Tensor] = []
+        hooks = [
+            block.register_forward_hook(
+                lambda module, inputs, tokens: layers.append(F.layer_norm(tokens.float(), tokens.shape[-1:]))
+            )
+            for block in seed.visual_encoder.blocks
+        ]
+        z = seed.encode_features(self._normalised(pixels)).float()
+        for hook in hooks:
+            hook.remove()
+        return [*layers, on_sphere(z)]
+
+    def _perceptual_loss(self, image: Tensor, seen: list[Tensor]) -> Tensor:
+        """Mean squared distance between what the frozen encoder sees in `image` and what it saw in the pictures.
+
+        A perceptual loss (Johnson et al. 2016) with the network that is at hand: it tells objects apart, and a picture
+        made from codes comes to be read as those codes again.
+        """
+        pairs = zip(self._see(image), seen, strict=True)
+        return torch.stack([F.mse_loss(one, other) for one, other in pairs]).mean()
 
     def _quantize(self, z_BQE: Tensor, step: int) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Straight-through codebook vectors, commitment loss, statistics; moves the codebook while training."""
@@ -215,7 +237,7 @@ class SeedRecipe(TokenizerRecipe):
         """k-means (Lloyd, 10 rounds) on the features of the next batches."""
         model = self.model
         batches = [self.batch(step + i)["pixels"] for i in range(self.config.codebook_batches)]
-        flat = torch.cat([self._features(pixels).flatten(0, 1) for pixels in batches])
+        flat = torch.cat([self._see(pixels)[-1].flatten(0, 1) for pixels in batches])
         generator = torch.Generator().manual_seed(self.config.seed)
         codebook = flat[torch.randperm(len(flat), generator=generator)[: len(model.codebook)]].clone()
         for _ in range(10):
@@ -246,12 +268,10 @@ class SeedRecipe(TokenizerRecipe):
         # An unused code keeps its place: only the direction of its sum counts.
         model.codebook.copy_(on_sphere(model.code_sum))
 
-    def _reconstruct(self, pixels: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
-        """Reconstruction [B, 3, S, S], decoder states [B, Q, H], commitment loss, statistics."""
+    def _reconstruct(self, seen: list[Tensor], step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
+        """Of what `_see` saw: reconstruction [B, 3, S, S], decoder states [B, Q, H], commitment loss, statistics."""
         seed = self.model.seed
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._is_frozen):
-            z = self._features(pixels)
-        quantized, commitment, numbers = self._quantize(z, step)
+        quantized, commitment, numbers = self._quantize(seen[-1], step)
         hidden, embedding = seed.embed(quantized.to(seed.pos_embed_image.dtype))
         return self.model.pixels(embedding).float(), hidden.float(), commitment, numbers
 
@@ -266,7 +286,9 @@ class SeedRecipe(TokenizerRecipe):
         if config.freeze_codes_at is not None and step >= config.freeze_codes_at and not self._is_frozen:
             self._freeze()
         pixels = batch["pixels"]
-        image, hidden, commitment, numbers = self._reconstruct(pixels, step)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._is_frozen):
+            seen = self._see(pixels)
+        image, hidden, commitment, numbers = self._reconstruct(seen, step)
         weight = 1 + config.object_weight * batch["is_object"]
         weight = weight / weight.mean()
         error = image - pixels
@@ -277,6 +299,10 @@ class SeedRecipe(TokenizerRecipe):
             [F.cross_entropy(head(means), labels[:, i]) for i, head in enumerate(self.model.heads.values())]
         )
         total = flat_error + edges + config.commitment * commitment + config.attributes * named.sum()
+        if self._is_frozen and config.perceptual:
+            perceptual = self._perceptual_loss(image, seen)
+            total = total + config.perceptual * perceptual
+            numbers["perceptual"] = perceptual.item()
         numbers |= {"pixel": flat_error.item(), "edges": edges.item(), "named": named.sum().item()}
         numbers["psnr"] = float(-10 * (error.detach().square().mean() / 4).log10())
         return total, numbers
@@ -289,7 +315,7 @@ class SeedRecipe(TokenizerRecipe):
 
     def validate(self) -> dict[str, float]:
         batch = self._collate(self._validation_samples())
-        images, hidden, _, numbers = self._reconstruct(batch["pixels"], 0)
+        images, hidden, _, numbers = self._reconstruct(self._see(batch["pixels"]), 0)
         error = (images.clamp(-1, 1) - batch["pixels"]) / 2
         results = {"psnr": float(-10 * error.square().mean((1, 2, 3)).log10().mean())}
         on_object = (error.square() * batch["is_object"]).sum() / (3 * batch["is_object"].sum())
@@ -304,7 +330,7 @@ class SeedRecipe(TokenizerRecipe):
         """`reconstructions.png`: held-out pictures above what comes back from their codes."""
         samples = self._validation_samples()[:48]
         batch = self._collate(samples)
-        image = self._reconstruct(batch["pixels"], 0)[0]
+        image = self._reconstruct(self._see(batch["pixels"]), 0)[0]
         back = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         rows = []
         for first in range(0, len(samples), 12):
