@@ -7,12 +7,17 @@ modality table and the checkpoint's vocabulary, and every allowed set is a few s
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 from anygpt.errors import AnyGPTError
 from anygpt.generation.policies import Policy
 from anygpt.vocabulary import Block, Vocabulary
+
+
+MOST_SPANS = 4
+"""Spans in one answer of a conversation: what keeps a model that starts one after another from filling the context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,24 +28,57 @@ class Request:
     """Modalities that the model may start by itself, amid text."""
     forced: str | None = None
     """A modality that the answer begins with; its start tag is given, not drawn."""
+    required: str | None = None
+    """A modality of which the answer holds a span: it can't end before, and where text runs to its limit the start
+    tag is the only way on."""
     ends_after_span: bool = False
-    """Whether the answer is over with its first span."""
+    """Whether the answer is over with its first span (or, where one is required, with that)."""
+    most_spans: int | None = None
+    """Spans that the answer may hold; None for no limit. The forced and the required one always fit in."""
+    hears: bool = False
+    """Whether the answer may open with what was heard in a spoken instruction, between the two tokens for it."""
 
     @classmethod
     def only(cls, name: str) -> "Request":
         """Text alone for "text", else one span of that modality and nothing else."""
         return cls() if name == "text" else cls(forced=name, ends_after_span=True)
 
+    @classmethod
+    def chat(cls, answer: str | None, modalities: Iterable[str], *, hears: bool = False) -> "Request":
+        """An answer in a conversation: text and spans of `modalities` as the model likes.
+
+        `answer` names the one that has to be among them; for "text" there are no spans.
+        """
+        if answer == "text":
+            return cls(hears=hears)
+        return cls(allowed=frozenset(modalities), required=answer, most_spans=MOST_SPANS, hears=hears)
+
 
 class Grammar:
     """The rules of one checkpoint's vocabulary; `start` makes the automaton of one answer."""
 
-    def __init__(self, vocabulary: Vocabulary, *, end_ids: Iterable[int]) -> None:
-        """`end_ids` are the ids that end a turn."""
+    def __init__(
+        self, vocabulary: Vocabulary, *, end_ids: Iterable[int], heard_ids: tuple[int, int] | None = None
+    ) -> None:
+        """`end_ids` are the ids that end a turn; `heard_ids` those before what was heard and before the reply to it,
+        None for a checkpoint without them."""
         self.blocks: Mapping[str, Block] = vocabulary.blocks
         self.end_ids = frozenset(end_ids)
         assert self.end_ids, "a turn must be able to end"
-        self.text_ranges = _ranges(i for i in range(vocabulary.text.size) if vocabulary.is_text(i))
+        self.heard_ids = heard_ids
+        self._vocabulary = vocabulary
+        self.text_ranges = _ranges(self._text_ids())
+
+    @cached_property
+    def blank_ids(self) -> frozenset[int]:
+        """Text ids that are nothing but space."""
+        decode = self._vocabulary.text.decode
+        return frozenset(index for index in self._text_ids() if not decode([index]).strip())
+
+    @cached_property
+    def word_ranges(self) -> list[range]:
+        """The text ids that are more than space."""
+        return _ranges(index for index in self._text_ids() if index not in self.blank_ids)
 
     def start(
         self, request: Request, policies: Mapping[str, Policy], *, prompt_length: int, context: int
@@ -49,10 +87,11 @@ class Grammar:
 
         `policies` limit the lengths, by modality and "text". Raises AnyGPTError when no whole answer fits in.
         """
-        needed = self.shortest_span(request.forced) if request.forced else 1
+        needed = self.shortest_answer(request)
         if prompt_length + needed > context:
+            names = " and ".join(dict.fromkeys(filter(None, (request.forced, request.required)))) or "text"
             raise AnyGPTError(
-                f"the prompt is {prompt_length} ids long and its {request.forced or 'text'} answer at least {needed}, "
+                f"the prompt is {prompt_length} ids long and its {names} answer at least {needed}, "
                 f"together more than the model's context of {context}: shorten the prompt"
             )
         return Automaton(self, request, policies, context - prompt_length)
@@ -62,38 +101,48 @@ class Grammar:
         spec = self.blocks[name].spec
         return 2 + (spec.frames or 1) * spec.num_codebooks
 
+    def shortest_answer(self, request: Request) -> int:
+        """Ids of the shortest answer; the end of the turn isn't counted, since the context may cut it off."""
+        return sum(map(self.shortest_span, {request.forced, request.required} - {None})) or 1
+
     def longest_answer(self, request: Request, policies: Mapping[str, Policy]) -> int | None:
         """Upper limit of the ids of an answer; None where only the context limits it."""
         if request.allowed:
             return None
-        span = 0
-        if request.forced is not None:
-            span = max(policies[request.forced].max_new_tokens + 2, self.shortest_span(request.forced))
-        return span if span and request.ends_after_span else span + policies["text"].max_new_tokens + 1
+        names = {request.forced, request.required} - {None}
+        spans = sum(max(policies[name].max_new_tokens + 2, self.shortest_span(name)) for name in names)
+        if request.ends_after_span and request.forced is not None and len(names) == 1:
+            return spans
+        return spans + policies["text"].max_new_tokens + 1 + 2 * request.hears
+
+    def _text_ids(self) -> Iterable[int]:
+        return filter(self._vocabulary.is_text, range(self._vocabulary.text.size))
 
 
 class Automaton:
-    """The state of one answer: call `mask`, draw an id, call `push`, until `is_done`."""
+    """The state of one answer: call `mask`, draw an id, call `push`, until `is_done`.
+
+    An answer is never blank: it ends after a word or a span, and after all that was required.
+    """
 
     def __init__(self, grammar: Grammar, request: Request, policies: Mapping[str, Policy], room: int) -> None:
         self._grammar = grammar
         self._request = request
         self._policies = policies
         self._room = room
-        self._start_ids = {grammar.blocks[name].start_id: grammar.blocks[name] for name in sorted(request.allowed)}
+        self._blocks = {block.start_id: block for block in grammar.blocks.values()}
+        self._pending = grammar.blocks[request.required] if request.required else None
         self._block: Block | None = None
-        self._codes = 0
-        self._texts = 0
+        self._codes = self._texts = self._spans = 0
+        self._has_content = False
+        self._may_hear = request.hears and grammar.heard_ids is not None
+        self._is_hearing = False
         self.is_done = False
         self.forced_ids: list[int] = []
         """Ids that the answer begins with; they are taken as pushed already."""
         if request.forced is not None:
-            block = grammar.blocks[request.forced]
-            self.forced_ids = [block.start_id]
-            self._start_ids[block.start_id] = block
-            self.push(block.start_id)
-            if request.forced not in request.allowed:
-                del self._start_ids[block.start_id]
+            self.forced_ids = [grammar.blocks[request.forced].start_id]
+            self.push(self.forced_ids[0])
 
     @property
     def modality(self) -> str:
@@ -119,29 +168,76 @@ class Automaton:
         """Take the id that was drawn. It must be one of `allowed`."""
         self._room -= 1
         if self._block is not None:
-            if index == self._block.end_id:
-                self._block = None
-                self.is_done = self._request.ends_after_span
-            else:
+            if index != self._block.end_id:
                 self._codes += 1
-        elif index in self._start_ids:
-            self._block, self._codes = self._start_ids[index], 0
+                return
+            self._close_span(self._block)
+        elif index in self._blocks:
+            self._block, self._codes, self._may_hear = self._blocks[index], 0, False
+            return
         elif index in self._grammar.end_ids:
             self.is_done = True
+        elif self._grammar.heard_ids is not None and index in self._grammar.heard_ids:
+            self._is_hearing, self._may_hear = index == self._grammar.heard_ids[0], False
         else:
             self._texts += 1
-        if self._block is None and (self._room < 1 or self._texts >= self._policies["text"].max_new_tokens):
+            if not self._is_hearing and index not in self._grammar.blank_ids:
+                self._has_content, self._may_hear = True, False
+        if not self._due and (self._room < 1 or self._texts >= self._policies["text"].max_new_tokens):
             self.is_done = True
 
+    @property
+    def _due(self) -> int:
+        """Ids that have to come, at least, before the answer may end."""
+        if self._pending is not None:
+            return self._is_hearing + self._grammar.shortest_span(self._pending.spec.name)
+        return self._is_hearing + (not self._has_content)
+
+    def _close_span(self, block: Block) -> None:
+        self._block = None
+        self._spans += 1
+        self._has_content = True
+        if block is self._pending:
+            self._pending = None
+        self.is_done = self._request.ends_after_span and self._pending is None
+
     def _in_text(self) -> list[range]:
-        singles = [
-            index
-            for index, block in self._start_ids.items()
-            if self._room >= self._grammar.shortest_span(block.spec.name)
-        ]
-        if self._texts >= self._policies["text"].min_new_tokens:
-            singles += self._grammar.end_ids
-        return _merged([*self._grammar.text_ranges, *(range(i, i + 1) for i in singles)])
+        text, due = self._policies["text"], self._due
+        singles: list[int] = []
+        if self._is_hearing:
+            assert self._grammar.heard_ids is not None
+            singles.append(self._grammar.heard_ids[1])
+        else:
+            singles += [index for index, block in self._blocks.items() if self._may_start(block)]
+            if self._may_hear and self._room >= due + 2:
+                assert self._grammar.heard_ids is not None
+                singles.append(self._grammar.heard_ids[0])
+            if not due and (self._spans or self._texts >= text.min_new_tokens):
+                singles += self._grammar.end_ids
+        # A word has to come yet where neither word nor span did: the last id that there is room for is kept for it.
+        words_due = not self._has_content and self._pending is None
+        pieces: list[range] = []
+        if self._room > due and self._texts + words_due < text.max_new_tokens:
+            pieces = self._grammar.text_ranges
+        elif words_due and not self._is_hearing:
+            pieces = self._grammar.word_ranges
+        return _merged([*pieces, *(range(i, i + 1) for i in singles)])
+
+    def _may_start(self, block: Block) -> bool:
+        if self._room < self._grammar.shortest_span(block.spec.name) + self._reserve(block):
+            return False
+        if block is self._pending:
+            return True
+        most = self._request.most_spans
+        has_slot = most is None or self._spans + (self._pending is not None) < most
+        has_time = self._texts < self._policies["text"].max_new_tokens
+        return block.spec.name in self._request.allowed and has_slot and has_time
+
+    def _reserve(self, block: Block) -> int:
+        """Ids that a span has to leave for the one that is required."""
+        if self._pending is None or block is self._pending:
+            return 0
+        return self._grammar.shortest_span(self._pending.spec.name)
 
     def _in_span(self, block: Block) -> list[range]:
         levels = block.spec.num_codebooks
@@ -154,7 +250,7 @@ class Automaton:
             return [codes] if self._codes < block.spec.frames * levels else [end]
         if self._codes == 0:
             return [codes]
-        if self._codes + levels > policy.max_new_tokens or self._room < levels + 1:
+        if self._codes + levels > policy.max_new_tokens or self._room - self._reserve(block) < levels + 1:
             return [end]
         if self._codes < policy.min_new_tokens:
             return [codes]

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anygpt.errors import CheckpointError
+from anygpt.generation.adapter import Adapter, is_adapter
 from anygpt.generation.cache import StaticCache
 
 
@@ -174,8 +175,8 @@ class LlamaDecoder:
         table = (torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
         return tuple(part.to(device=self.device, dtype=self.dtype) for part in table)  # type: ignore[return-value]
 
-    def new_cache(self, capacity: int | None = None) -> StaticCache:
-        """An empty cache for `capacity` positions, by default the whole context."""
+    def new_cache(self, capacity: int | None = None, *, slots: int | None = None) -> StaticCache:
+        """An empty cache for `capacity` positions, by default the whole context; see `StaticCache` for `slots`."""
         return StaticCache(
             layers=self.shape.layers,
             kv_heads=self.shape.kv_heads,
@@ -183,6 +184,7 @@ class LlamaDecoder:
             head_width=self.shape.head_width,
             dtype=self.dtype,
             device=self.device,
+            slots=slots,
         )
 
     @torch.inference_mode()
@@ -245,18 +247,11 @@ def load_decoder(
 ) -> LlamaDecoder:
     """Load a Hugging Face LLaMA folder: `config.json` and safetensors or `pytorch_model*.bin`, one file or sharded.
 
-    Raises CheckpointError that names the missing or damaged file or key.
+    Or the folder of a LoRA adapter, which names its base. Raises CheckpointError that names the missing or damaged
+    file or key.
     """
-    folder = Path(folder)
-    config_path = folder / "config.json"
-    if not config_path.is_file():
-        raise CheckpointError(f"{config_path}: missing; a model folder holds config.json and the weights")
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{config_path}: not valid JSON ({error})") from None
-    shape = LlamaShape.from_config(config, str(config_path))
-    getters = {key: get for file in _weight_files(folder) for key, get in _open_weights(file)}
+    config, getters = open_checkpoint(Path(folder))
+    shape = LlamaShape.from_config(config, str(folder))
 
     def take(key: str) -> Tensor:
         if key not in getters:
@@ -266,7 +261,29 @@ def load_decoder(
     return LlamaDecoder(shape, take, dtype=dtype, device=device, source=str(folder))
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def open_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Callable[[str], Tensor]]]:
+    """The parsed `config.json` of a model folder, and for each key of its weights the function that reads it.
+
+    Of an adapter's folder: those of its base, with the adapter in them.
+    """
+    if is_adapter(folder):
+        adapter = Adapter(folder)
+        adapter.check_weights(weight_files(adapter.base))
+        config, getters = open_checkpoint(adapter.base)
+        config["vocab_size"] = adapter.rows(int(config["vocab_size"]))
+        return config, adapter.apply(getters, tied_head=bool(config.get("tie_word_embeddings", False)))
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise CheckpointError(f"{config_path}: missing; a model folder holds config.json and the weights")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{config_path}: not valid JSON ({error})") from None
+    return config, {key: get for file in weight_files(folder) for key, get in _open_weights(file)}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights, in order. Raises CheckpointError."""
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index_path = folder / f"{stem}.index.json"
         if index_path.is_file():

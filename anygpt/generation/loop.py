@@ -41,22 +41,21 @@ def generate(
 ) -> Iterator[int]:
     """Yield the ids of one answer, tags and the end of the turn included, forced ids first.
 
-    `prompt_ids` follow what `cache` holds already (nothing, when it is None). The last id yielded doesn't get into
-    the cache. Policies switch with the modality. Raises AnyGPTError, before anything is computed, when prompt and
-    shortest answer exceed the context.
+    `cache` is one kept from before: as much of the prompt as it begins with isn't computed again, and the rest of
+    what it holds is forgotten. The last id yielded doesn't get into it. Policies switch with the modality. Raises
+    AnyGPTError, before `cache` is touched, when prompt and shortest answer exceed the context.
     """
-    earlier = list(cache.ids) if cache is not None else []
     context = cache.capacity if cache is not None else decoder.shape.context
-    length = len(earlier) + len(prompt_ids)
-    automaton = grammar.start(request, policies, prompt_length=length, context=context)
-    longest = grammar.longest_answer(request, policies)
-    slots = cache if cache is not None else decoder.new_cache(length + longest if longest is not None else context)
+    automaton = grammar.start(request, policies, prompt_length=len(prompt_ids), context=context)
+    longest = grammar.longest_answer(request, policies) if cache is None else None
+    kept = cache or decoder.new_cache(len(prompt_ids) + longest if longest is not None else context)
+    kept.keep_beginning(prompt_ids[:-1])  # the logits of what follows come from the last id
 
     def logits_after(ids: Sequence[int]) -> Tensor:
-        new = ids[slots.length :]
-        return step(decoder, new[0], slots) if len(new) == 1 else prefill(decoder, new, slots)
+        new = ids[kept.length :]
+        return step(decoder, new[0], kept) if len(new) == 1 else prefill(decoder, new, kept)
 
-    return _answer(automaton, [*earlier, *prompt_ids], policies, logits_after, generator)
+    return _answer(automaton, prompt_ids, policies, logits_after, generator)
 
 
 def generate_slow(
@@ -89,12 +88,17 @@ def _answer(
     ids = [*prompt_ids, *automaton.forced_ids]
     yield from automaton.forced_ids
     has_penalty = any(policy.repetition_penalty != 1.0 for policy in policies.values())
+    seen_V: Tensor | None = None
     while not automaton.is_done:
         with torch.inference_mode():
             logits_V = logits_after(ids)
+            if has_penalty and seen_V is None:
+                seen_V = torch.zeros_like(logits_V, dtype=torch.bool)
+                seen_V[torch.tensor(ids, device=logits_V.device)] = True
             automaton.mask(logits_V)
-            seen = torch.tensor(sorted(set(ids)), device=logits_V.device) if has_penalty else None
-            index = sample(logits_V, policies[automaton.modality], seen=seen, generator=generator)
+            index = sample(logits_V, policies[automaton.modality], seen=seen_V, generator=generator)
+            if seen_V is not None:
+                seen_V[index] = True
         automaton.push(index)
         ids.append(index)
         yield index

@@ -11,13 +11,13 @@ def sample(
 ) -> int:
     """Draw one id from float32 logits [V]; excluded ids are -inf, of which at least one must not be.
 
-    `seen` (int64) are the ids that `policy.repetition_penalty` applies to (Keskar et al. 2019). Penalty, temperature,
+    `seen` (bool [V]) marks the ids that `policy.repetition_penalty` applies to (Keskar et al. 2019). Penalty, temperature,
     top-k and top-p act in this order, as in Hugging Face's `generate`. `logits_V` is left as it is.
     """
     if policy.repetition_penalty != 1.0 and seen is not None:
-        chosen = logits_V[seen]
-        penalised = torch.where(chosen > 0, chosen / policy.repetition_penalty, chosen * policy.repetition_penalty)
-        logits_V = logits_V.index_put((seen,), penalised)
+        penalty = policy.repetition_penalty
+        penalised = torch.where(logits_V > 0, logits_V / penalty, logits_V * penalty)
+        logits_V = torch.where(seen, penalised, logits_V)
     if policy.is_greedy:
         return int(logits_V.argmax())
     logits_V = logits_V / policy.temperature

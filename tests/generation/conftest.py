@@ -9,6 +9,8 @@ from anygpt.generation.grammar import Grammar
 from anygpt.generation.llama import LlamaDecoder, load_decoder
 from anygpt.vocabulary import Vocabulary
 
+HEARD, REPLY = "<-Ins->", "<-Res->"
+
 
 @pytest.fixture(scope="session")
 def model_folder(tiny_home: Path) -> Path:
@@ -22,7 +24,8 @@ def vocabulary(model_folder: Path) -> Vocabulary:
 
 @pytest.fixture(scope="session")
 def grammar(vocabulary: Vocabulary) -> Grammar:
-    return Grammar(vocabulary, end_ids=[vocabulary.control_id("<eos>"), vocabulary.text_eos_id])
+    ends = [vocabulary.control_id("<eos>"), vocabulary.text_eos_id]
+    return Grammar(vocabulary, end_ids=ends, heard_ids=(vocabulary.control_id(HEARD), vocabulary.control_id(REPLY)))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from anygpt.generation.policies import Policy
 from anygpt.vocabulary import Control, Span, Text, Vocabulary
 
 MODALITIES = sorted(SPECS)
+HEARD, REPLY = "<-Ins->", "<-Res->"
 
 
 def draw_answer(automaton: Automaton, rng: random.Random) -> list[int]:
@@ -25,44 +26,110 @@ def draw_answer(automaton: Automaton, rng: random.Random) -> list[int]:
     return ids
 
 
-@given(
-    allowed=st.sets(st.sampled_from(MODALITIES)),
+REQUESTS = st.builds(
+    Request,
+    allowed=st.sets(st.sampled_from(MODALITIES)).map(frozenset),
     forced=st.none() | st.sampled_from(MODALITIES),
+    required=st.none() | st.sampled_from(MODALITIES),
     ends_after_span=st.booleans(),
+    most_spans=st.none() | st.integers(1, 3),
+    hears=st.booleans(),
+)
+
+
+@given(
+    request=REQUESTS,
     most=st.integers(1, 50),
     least=st.integers(0, 20),
-    context=st.integers(36, 120),
+    room=st.integers(0, 120),
     seed=st.integers(0, 2**32),
 )
-def test_every_answer_decodes(
-    grammar: Grammar,
-    vocabulary: Vocabulary,
-    allowed: set[str],
-    forced: str | None,
-    ends_after_span: bool,
-    most: int,
-    least: int,
-    context: int,
-    seed: int,
+def test_every_answer_is_well_formed(
+    grammar: Grammar, vocabulary: Vocabulary, request: Request, most: int, least: int, room: int, seed: int
 ) -> None:
-    request = Request(allowed=frozenset(allowed), forced=forced, ends_after_span=ends_after_span)
+    """From an answer with no room to spare to one with plenty, for any request and limits."""
     policies = {name: Policy(max_new_tokens=most, min_new_tokens=min(least, most)) for name in ("text", *MODALITIES)}
-    rng = random.Random(seed)
-    ids = draw_answer(grammar.start(request, policies, prompt_length=1, context=context), rng)
+    context = 1 + grammar.shortest_answer(request) + room
+    automaton = grammar.start(request, policies, prompt_length=1, context=context)
+    ids = draw_answer(automaton, random.Random(seed))
     assert 1 <= len(ids) <= context - 1
+    longest = grammar.longest_answer(request, policies)
+    assert longest is None or len(ids) <= longest
     items = vocabulary.decode_ids(ids)  # raises for a malformed span
-    spans = [item for item in items if isinstance(item, Span)]
-    assert {span.spec.name for span in spans} <= allowed | {forced}
-    assert all(item.token in ("<eos>", "</s>") for item in items if isinstance(item, Control))
-    assert not any(isinstance(item, Control) for item in items[:-1])
+    check_end(items)
+    check_spans([item for item in items if isinstance(item, Span)], request, most)
+    check_what_was_heard(items, request)
+    assert sum(map(vocabulary.is_text, ids)) <= most
+    if request.forced is not None:
+        assert isinstance(items[0], Span) and items[0].spec.name == request.forced
+    if request.ends_after_span and request.required in (None, request.forced):
+        assert all(not isinstance(item, Span) for item in items[:-1])
+
+
+Items = list[Text | Control | Span]
+
+
+def check_end(items: Items) -> None:
+    """Ends stand at the end only, after something that isn't blank."""
+    ends = [isinstance(item, Control) and item.token in ("<eos>", "</s>") for item in items]
+    assert not any(ends[:-1])
+    said = items[:-1] if ends[-1] else items
+    reply = said[said.index(Control(REPLY)) + 1 :] if Control(REPLY) in said else said
+    # A byte that begins no character decodes to U+FFFD, which is not blank.
+    assert any(isinstance(item, Span) or (isinstance(item, Text) and item.text.strip()) for item in reply)
+
+
+def check_spans(spans: list[Span], request: Request, most: int) -> None:
+    names = [span.spec.name for span in spans]
+    assert set(names) <= request.allowed | {request.forced, request.required}
+    assert request.required is None or request.required in names
+    assert request.most_spans is None or len(names) <= max(
+        request.most_spans, len({request.forced, request.required} - {None})
+    )
     for span in spans:
         if span.spec.frames is None:
             assert span.codes_KT.numel() <= max(most, span.spec.num_codebooks)
-    if forced is not None:
-        assert isinstance(items[0], Span) and items[0].spec.name == forced
-        assert len(items) == 1 or not ends_after_span
-    longest = grammar.longest_answer(request, policies)
-    assert longest is None or len(ids) <= longest
+
+
+def check_what_was_heard(items: Items, request: Request) -> None:
+    """`<-Ins->`, text, `<-Res->`: all of it or nothing, once, before everything but space."""
+    tokens = [item.token for item in items if isinstance(item, Control) and item.token in (HEARD, REPLY)]
+    assert tokens in ([], [HEARD, REPLY])
+    if tokens:
+        assert request.hears
+        start, end = items.index(Control(HEARD)), items.index(Control(REPLY))
+        assert all(isinstance(item, Text) and not item.text.strip() for item in items[:start])
+        assert all(isinstance(item, Text) for item in items[start + 1 : end])
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_text_that_runs_on_is_cut_for_the_required_span(grammar: Grammar, vocabulary: Vocabulary, name: str) -> None:
+    policies = {key: Policy(max_new_tokens=9) for key in ("text", *MODALITIES)}
+    word = vocabulary.encode_text("a")[-1]
+    for context, words in ((100, 9), (1 + 4 + grammar.shortest_span(name), 4)):
+        automaton = grammar.start(Request.chat(name, MODALITIES), policies, prompt_length=1, context=context)
+        for _ in range(words):
+            assert any(word in ids for ids in automaton.allowed())
+            automaton.push(word)
+        start = vocabulary.start_id(name)
+        assert automaton.allowed() == [range(start, start + 1)]
+
+
+def test_spoken_instruction_may_be_repeated_first(grammar: Grammar, vocabulary: Vocabulary) -> None:
+    heard, reply = (vocabulary.control_id(token) for token in (HEARD, REPLY))
+    word = vocabulary.encode_text("a")[-1]
+    policies = {key: Policy() for key in ("text", *MODALITIES)}
+
+    def may(index: int) -> bool:
+        return any(index in ids for ids in automaton.allowed())
+
+    automaton = grammar.start(Request.chat(None, MODALITIES), policies, prompt_length=1, context=100)
+    assert not may(heard) and not may(reply)
+    automaton = grammar.start(Request.chat(None, MODALITIES, hears=True), policies, prompt_length=1, context=100)
+    for number, index in enumerate((heard, word, reply, word, vocabulary.text_eos_id)):
+        assert may(index) and may(heard) == (number == 0) and may(reply) == (number in (1, 2))
+        automaton.push(index)
+    assert automaton.is_done
 
 
 def test_lengths_follow_the_policy(grammar: Grammar, vocabulary: Vocabulary) -> None:
@@ -99,7 +166,7 @@ def test_mask_keeps_exactly_the_allowed_ids(grammar: Grammar, vocabulary: Vocabu
     ends = {vocabulary.control_id("<eos>"), vocabulary.text_eos_id}
     levels = [set(block.level_ids(level)) for level in range(3)]
     steps = [
-        (text | ends | {block.start_id}, min(text)),
+        (text | {block.start_id}, min(text)),  # an answer isn't blank
         (text | ends | {block.start_id}, block.start_id),
         (levels[0], block.first_id),
         (levels[1], block.level_ids(1)[3]),

@@ -61,17 +61,25 @@ def test_seeds(decoder: LlamaDecoder, grammar: Grammar) -> None:
     assert answer(1) != answer(2)
 
 
-def test_a_kept_cache_continues_the_conversation(
-    decoder: LlamaDecoder, grammar: Grammar, vocabulary: Vocabulary
+def test_a_kept_cache_saves_the_common_beginning(
+    decoder: LlamaDecoder, grammar: Grammar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It also starts small and grows; what is computed is counted, and the answer is as from nothing."""
+    fed: list[int] = []
+    forward = decoder.forward
+    monkeypatch.setattr(decoder, "forward", lambda ids, cache: (fed.append(len(ids)), forward(ids, cache))[1])
     rules = {"grammar": grammar, "policies": PENALTY}
-    cache = decoder.new_cache()
+    cache = decoder.new_cache(slots=8)
     first = list(generate(decoder, PROMPT, **rules, request=Request.only("music"), generator=seeded(), cache=cache))
     assert cache.ids == [*PROMPT, *first[:-1]]
-    question = [first[-1], 300, 301]
-    kept = list(generate(decoder, question, **rules, request=Request(), generator=seeded(), cache=cache))
-    whole = [*PROMPT, *first, *question[1:]]
-    assert kept == list(generate(decoder, whole, **rules, request=Request(), generator=seeded()))
+    whole = [*PROMPT, *first, 300, 301]
+    prompts = {"the last answer goes on": (whole, 3), "the same again": (whole, 1), "less of it": (whole[:9], 1)}
+    prompts |= {"another end": ([*whole[:6], 270, 271], 2), "another beginning": ([9, 5, 5], 3)}
+    for name, (prompt, new) in prompts.items():
+        fed.clear()
+        kept = list(generate(decoder, prompt, **rules, request=Request(), generator=seeded(), cache=cache))
+        assert sum(fed) == new + len(kept) - 1, name
+        assert kept == list(generate(decoder, prompt, **rules, request=Request(), generator=seeded())), name
 
 
 def test_stopping_leaves_a_usable_cache(decoder: LlamaDecoder, grammar: Grammar) -> None:

@@ -53,7 +53,8 @@ def test_repetition_penalty_equals_transformers() -> None:
     policy = Policy(repetition_penalty=4.0, do_sample=False)
     before = LOGITS.clone()
     expected = RepetitionPenaltyLogitsProcessor(4.0)(seen[None], LOGITS[None].clone())
-    assert sample(LOGITS, policy, seen=seen) == int(expected.argmax()) == 1
+    is_seen = torch.zeros(len(LOGITS), dtype=torch.bool).index_fill(0, seen, True)
+    assert sample(LOGITS, policy, seen=is_seen) == int(expected.argmax()) == 1
     assert torch.equal(LOGITS, before)
 
 
