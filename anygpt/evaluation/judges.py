@@ -44,14 +44,8 @@ MUSIC_CLASSES: dict[str, tuple[str, ...]] = {
 AnyJudge = TypeVar("AnyJudge", bound="Judge")
 
 
-def music_attributes(attributes: music.MusicAttributes) -> dict[str, str]:
-    """The class of each of `MUSIC_CLASSES`."""
-    return {
-        "instrument": attributes.instrument,
-        "tempo": attributes.tempo,
-        "mode": attributes.mode,
-        "drums": "with" if attributes.drums else "without",
-    }
+music_attributes = music.facts
+"""The class of each of `MUSIC_CLASSES`."""
 
 
 class Judge(nn.Module):

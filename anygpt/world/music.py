@@ -98,6 +98,16 @@ def _held_out_of(instrument: str) -> frozenset[tuple[str, str, bool]]:
     return frozenset((first, second))
 
 
+def facts(attributes: MusicAttributes) -> dict[str, str]:
+    """What a listener can tell, by name: instrument, tempo, mode, drums ("with" or "without")."""
+    return {
+        "instrument": attributes.instrument,
+        "tempo": attributes.tempo,
+        "mode": attributes.mode,
+        "drums": "with" if attributes.drums else "without",
+    }
+
+
 @dataclass(frozen=True, eq=False)
 class MusicSample:
     """`wave` float32 [48000], mono at 16 kHz, peak 0.7; `caption` canonical."""
