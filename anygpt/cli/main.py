@@ -13,6 +13,7 @@ from anygpt.errors import AnyGPTError, nearest
 COMMANDS = {
     "base": "anygpt.cli.base:base",
     "tokenize": "anygpt.cli.tokenize:tokenize",
+    "convert": "anygpt.cli.convert:convert",
     "world": "anygpt.cli.world:world",
     "train-tokenizer": "anygpt.cli.train_tokenizer:train_tokenizer",
     "train": "anygpt.cli.train:train",

@@ -93,7 +93,7 @@ class MediaManifest:
         """Each line as a mapping, as the reason why it is none, or None where it is blank."""
         if self._parquet is None:
             with self.path.open("rb") as file:
-                yield from map(_parse, file)
+                yield from map(parse_line, file)
             return
         wanted = [name for name in ("text", self.modality) if name in self._parquet.schema_arrow.names]
         try:
@@ -128,7 +128,7 @@ class MediaManifest:
             found = [name for name in self._parquet.schema_arrow.names if name in MODALITIES]
         else:
             with self.path.open("rb") as file:
-                for content in map(_parse, file):
+                for content in map(parse_line, file):
                     if isinstance(content, dict) and (found := [name for name in content if name in MODALITIES]):
                         break
         if len(found) == 1:
@@ -148,7 +148,8 @@ class MediaManifest:
                 raise AnyGPTError(f"{self.path}: no column '{name}'; it has: {', '.join(names)}")
 
 
-def _parse(line: bytes) -> dict[str, Any] | str | None:
+def parse_line(line: bytes) -> dict[str, Any] | str | None:
+    """The object in a line of JSONL, the reason why there is none, or None for a blank line."""
     if not line.strip():
         return None
     try:

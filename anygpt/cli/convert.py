@@ -1,0 +1,78 @@
+"""`anygpt convert`: conversations of other layouts to instruction data."""
+
+import logging
+from pathlib import Path
+
+
+def convert(
+    layout: str,
+    source: Path,
+    *,
+    out: Path,
+    media: list[Path] | None = None,
+    model: str | None = None,
+    image_tokenizer_path: str | None = None,
+    speech_tokenizer_path: str | None = None,
+    speech_tokenizer_config: str | None = None,
+    music_tokenizer_path: str | None = None,
+    modality: str | None = None,
+    direction: str = "both",
+    seed: int = 0,
+    workers: int | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+) -> None:
+    """Turn conversations of another LAYOUT into instruction data, media tokenized.
+
+    LAYOUT is anyinstruct (metadata.json of AnyInstruct beside its tars), llava (conversations about pictures), or pairs
+    (a manifest as for `anygpt tokenize`; each pair becomes a question and its answer). The output keeps the order of
+    SOURCE, in the published instruction format. Conversations that can't be used are skipped and listed with the reason
+    in OUT.errors.jsonl. The same command goes on where a stopped run ended, and the result is the same.
+
+    Args:
+        layout: anyinstruct, llava or pairs.
+        source: The JSON, JSONL or (pairs) Parquet file.
+        out: The JSONL file to make.
+        media: Folder or plain tar with the media, several times for several; without it SOURCE's folder and its tars.
+        model: Model whose tokenizers to use, a folder or a name under models/; without it the shipped tokenizers.
+        image_tokenizer_path: As for `anygpt base`; goes before --model.
+        speech_tokenizer_path: The same for speech.
+        speech_tokenizer_config: The config.json of released SpeechTokenizer weights, where it isn't beside them.
+        music_tokenizer_path: The same for music.
+        modality: pairs: image, speech, music or audio, where the manifest has several.
+        direction: pairs: x2text asks about media, text2x asks for them, both draws one for each pair.
+        seed: pairs: the same seed draws the same directions and wordings.
+        workers: Number of processes, each with one thread on a CPU; without it one, or one for each GPU.
+        batch_size: Conversations at once; without it 8, or what the stopped run had.
+        device: auto, cpu, cuda (all GPUs) or cuda:N.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from anygpt.data.convert import run
+    from anygpt.tokenizers.sources import TokenizerPaths
+
+    paths = TokenizerPaths(
+        image_tokenizer=image_tokenizer_path,
+        speech_tokenizer=speech_tokenizer_path,
+        speech_config=speech_tokenizer_config,
+        music_tokenizer=music_tokenizer_path,
+    )
+    result = run.convert(
+        layout,
+        source,
+        out,
+        media=media or [],
+        model=model,
+        paths=paths,
+        modality=modality,
+        direction=direction,
+        seed=seed,
+        workers=workers,
+        batch_size=batch_size,
+        device=device,
+    )
+    if result.was_finished:
+        logging.info("nothing to do: %s is finished; remove it to make it again", result.out)
+    counts = ", ".join(f"{count} {name}" for name, count in result.counts.items())
+    skipped = f"; {result.skipped} skipped, see {result.errors}" if result.skipped else ""
+    logging.info("%d conversations (%s)%s", result.written, counts, skipped)
+    print(result.out)

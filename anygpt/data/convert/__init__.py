@@ -1,0 +1,1 @@
+"""Instruction data of other layouts to the published instruction JSONL; a module for each layout."""
