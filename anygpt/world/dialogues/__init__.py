@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from anygpt.data.dialogue import Dialogue
 from anygpt.errors import AnyGPTError, nearest
-from anygpt.world.dialogues import pictures, texts, tunes
+from anygpt.world.dialogues import mixed, pictures, texts, tunes
 from anygpt.world.dialogues.facts import OBJECTS_OF
 from anygpt.world.dialogues.talk import Again, Talk
 
@@ -19,6 +19,11 @@ SPLITS = ("train", "heldout")
 PICTURES = tuple(OBJECTS_OF)
 FACTS = tuple(texts.FACTS)
 _REDRAWS = 20_000
+
+
+def _mixed(talk: Talk) -> None:
+    parts = {scenario.build: scenario.topics for scenario in SCENARIOS.values() if not scenario.stands_alone}
+    mixed.follow(talk, parts, talk.one(2, 3, 4))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,8 @@ class Scenario:
     topics: Sequence[str]
     is_closed: bool = False
     """All of its conversations are known: there is nothing to hold out."""
+    stands_alone: bool = False
+    """It speaks of its own first picture or question, so it can't follow on others in a longer conversation."""
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -37,15 +44,15 @@ SCENARIOS: dict[str, Scenario] = {
     "facts": Scenario(build=texts.facts, weight=7, topics=FACTS),
     "small talk": Scenario(build=texts.small_talk, weight=3, topics=("small talk",), is_closed=True),
     "remember me": Scenario(build=texts.remember_me, weight=6, topics=("people",)),
-    "what did i ask": Scenario(build=texts.what_did_i_ask, weight=3, topics=FACTS),
+    "what did i ask": Scenario(build=texts.what_did_i_ask, weight=3, topics=FACTS, stands_alone=True),
     # pictures
     "draw": Scenario(build=pictures.draw, weight=6, topics=PICTURES),
     "draw and change": Scenario(build=pictures.draw_and_change, weight=12, topics=PICTURES),
-    "draw and remember": Scenario(build=pictures.draw_and_remember, weight=5, topics=PICTURES),
+    "draw and remember": Scenario(build=pictures.draw_and_remember, weight=5, topics=PICTURES, stands_alone=True),
     "change a picture": Scenario(build=pictures.change_given, weight=8, topics=PICTURES),
     "describe a picture": Scenario(build=pictures.describe, weight=6, topics=PICTURES),
     "questions about a picture": Scenario(build=pictures.questions, weight=5, topics=PICTURES),
-    "two pictures": Scenario(build=pictures.two_pictures, weight=5, topics=PICTURES),
+    "two pictures": Scenario(build=pictures.two_pictures, weight=5, topics=PICTURES, stands_alone=True),
     "put together": Scenario(build=pictures.put_together, weight=2, topics=PICTURES),
     # speech
     "say": Scenario(build=texts.say, weight=5, topics=("sentences",)),
@@ -70,6 +77,8 @@ SCENARIOS: dict[str, Scenario] = {
     "play the background": Scenario(build=tunes.play_the_background, weight=1.5, topics=PICTURES),
     "picture and music": Scenario(build=tunes.picture_and_music, weight=2, topics=PICTURES),
     "picture and speech": Scenario(build=tunes.picture_and_speech, weight=2, topics=PICTURES),
+    # all of it
+    "mixed": Scenario(build=_mixed, weight=12, topics=("mixed",), stands_alone=True),
 }
 """Scenarios by name; between them every modality is answered with every other and with itself."""
 
@@ -104,7 +113,9 @@ class DialogueWorld:
         weights = [scenario.weight for scenario in self.scenarios.values()]
         (name,) = rng.choices(tuple(self.scenarios), weights)
         scenario = self.scenarios[name]
-        topic = rng.choice(scenario.topics)
+        (topic,) = rng.choices(
+            scenario.topics, [len(OBJECTS_OF.get(topic, ())) ** 0.5 or 1 for topic in scenario.topics]
+        )
         for _ in range(_REDRAWS):
             talk = Talk(self.split, topic, rng)
             try:

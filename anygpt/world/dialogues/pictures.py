@@ -367,7 +367,7 @@ def _two_pictures_round(talk: Talk, scenes: tuple[Scene, Scene], *refs: MediaRef
 def put_together(talk: Talk) -> None:
     """Two pictures of one object each, to be put into one."""
     pair = talk.scene(pair=True, sizes=("medium", "medium"))
-    singles = []
+    singles: list[Scene] = []
     for name in pair.objects:
         places = [(size, place) for size in SIZES for place in PLACE_WORDS]
         options = [

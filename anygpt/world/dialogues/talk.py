@@ -1,7 +1,7 @@
 """A conversation while it is being written: its random draws, all from one split, and its messages."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -64,6 +64,11 @@ class Talk:
         """Add an answer in words, in which `answer` has to occur; `aloud`, said as well."""
         parts = (text, self.speech(text)) if aloud else (text,)
         self.answer(*parts, check=Check(kind="text", expected={"answer": answer}))
+
+    def parts(self) -> Iterator[str | MediaRef]:
+        """All parts of all messages."""
+        for message in self.messages:
+            yield from message.parts
 
     # ---- draws ----
 

@@ -11,7 +11,7 @@ from anygpt.world.dialogues.facts import (
     a_kind,
     is_or_are,
 )
-from anygpt.world.dialogues.talk import Talk
+from anygpt.world.dialogues.talk import Again, Talk
 from anygpt.world.emoji import with_article
 from anygpt.world.sentences import LEXICON, plural
 
@@ -74,22 +74,18 @@ def kind_fact(talk: Talk) -> Fact:
 def sum_fact(talk: Talk) -> Fact:
     """Small sums, of numbers or of things."""
     first, second = talk.rng.randrange(1, 7), talk.rng.randrange(1, 7)
-    if talk.chance(0.35):
-        asked = talk.one("what is {} minus {}?", "how much is {} minus {}?")
-        total = first
-        first, second = NUMBERS[first + second], NUMBERS[second]
-        return asked.format(first, second), f"{_capital(first)} minus {second} is {NUMBERS[total]}.", NUMBERS[total]
-    total, one, two = NUMBERS[first + second], NUMBERS[first], NUMBERS[second]
-    if talk.chance(0.5):
-        asked = talk.one("what is {} plus {}?", "how much is {} plus {}?").format(one, two)
-        return asked, f"{_capital(one)} plus {two} is {total}.", total
-    kind = talk.one("animal", "food", "object", "vehicle", "clothes")
-    name, other = talk.rng.sample(LEXICON[kind], 2)
+    one, two, both = NUMBERS[first], NUMBERS[second], NUMBERS[first + second]
+    kind = talk.one("plus", "minus", "things")
+    if kind == "minus":
+        asked = talk.one(f"what is {both} minus {two}?", f"how much is {both} minus {two}?")
+        return asked, f"{_capital(both)} minus {two} is {one}.", one
+    if kind == "plus":
+        asked = talk.one(f"what is {one} plus {two}?", f"how much is {one} plus {two}?")
+        return asked, f"{_capital(one)} plus {two} is {both}.", both
+    group, things = talk.one(("animal", "animals"), ("object", "things"), ("clothes", "clothes"))
+    name, other = talk.rng.sample(LEXICON[group], 2)
     words = f"{_counted(first, name)} and {_counted(second, other)}"
-    things = {"animal": "animals", "food": "foods", "object": "things", "vehicle": "vehicles", "clothes": "clothes"}[
-        kind
-    ]
-    return f"i have {words}. how many {things} do i have?", f"You have {total} {things}.", total
+    return f"i have {words}. how many {things} do i have?", f"You have {both} {things}.", both
 
 
 def order_fact(talk: Talk) -> Fact:
@@ -150,7 +146,7 @@ def remember_me(talk: Talk) -> None:
     told = talk.rng.sample(_things_told(talk), talk.one(1, 2, 2))
     for said, text, _, _, _ in told:
         talk.ask(said, new=not talk.is_heldout or not talk.is_new)
-        talk.answer(text)
+        talk.reply(text, text.rstrip("."))
     _, _, asked, text, answer = talk.one(*told)
     talk.ask(asked)
     talk.reply(text, answer)
@@ -185,7 +181,7 @@ def what_did_i_ask(talk: Talk) -> None:
     for _ in range(talk.one(1, 2)):
         words, text, answer = talk.one(*FACTS[talk.topic])(talk)
         talk.ask(words, new=True)
-        asked.append(talk.messages[-1].text.rstrip(".?"))
+        asked.append(talk.messages[-1].text)
         talk.reply(text, answer)
     if len(asked) == 1:
         question, which = talk.one("what did i ask?", "what was my question?", "what did i say?"), 0
@@ -194,7 +190,7 @@ def what_did_i_ask(talk: Talk) -> None:
         order = ("first", "last")[which]
         question = talk.one(f"what was my {order} question?", f"what did i ask {order}?")
     talk.ask(question)
-    talk.reply(f"You asked: {asked[which]}", asked[which])
+    talk.reply(f"You asked: {asked[which]}", asked[which].rstrip(".?"))
 
 
 def say(talk: Talk) -> None:
@@ -256,5 +252,7 @@ def spoken_memory(talk: Talk) -> None:
 def write_down(talk: Talk) -> None:
     """A spoken sentence to be written down: the answer is text alone."""
     text = talk.sentence(talk.one(4, 5, 6, 7))
+    if text.startswith("please"):
+        raise Again
     talk.ask(f"{talk.one('write', 'please write')} {text}", spoken=True)
     talk.reply(text, text)
