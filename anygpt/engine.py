@@ -5,6 +5,7 @@ import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from anygpt.data.instructions import MESSAGE_CONTROLS
 from anygpt.errors import AnyGPTError, CheckpointError, MediaError, nearest
 from anygpt.forms import TEXT, parse_form, split_bars
 from anygpt.generation.grammar import Grammar, Request
@@ -26,7 +28,8 @@ from anygpt.paths import resource
 from anygpt.prompts.render import render_base
 from anygpt.prompts.segments import Media, Segment
 from anygpt.prompts.tasks import TaskPrompts
-from anygpt.prompts.templates import Direction, load_templates
+from anygpt.prompts.templates import Direction, get_template, load_templates
+from anygpt.session import Session
 from anygpt.vocabulary import Span, Text, Vocabulary
 
 DEFAULT_MODEL = "anygpt-mini-base"
@@ -95,9 +98,11 @@ class AnyGPT:
         *,
         policies: dict[str, Policy],
         task_prompts: TaskPrompts,
+        config_dir: Path | str | None = None,
         seed: int | None = None,
     ) -> None:
-        """`policies` by modality and "text"; `seed` is what `run` uses when it is given none (None: a new one)."""
+        """`policies` by modality and "text"; `config_dir` holds that of chat's text (None: the shipped one). `seed` is
+        what `run` and `session` use when they are given none (None: a new one)."""
         if decoder.shape.vocab_size < vocabulary.size:
             raise CheckpointError(
                 f"the model has {decoder.shape.vocab_size} rows of embeddings, its vocabulary {vocabulary.size} ids: "
@@ -109,6 +114,7 @@ class AnyGPT:
         self.policies = policies
         self.task_prompts = task_prompts
         self.seed = seed
+        self._config_dir = config_dir
         ends = [load_templates().base.assistant_end]
         self._grammar = Grammar(vocabulary, end_ids=[vocabulary.text_eos_id, *map(vocabulary.control_id, ends)])
 
@@ -159,6 +165,7 @@ class AnyGPT:
             tokenizers,
             policies=load_policies(config_dir or resource("config"), vocabulary.specs.values()),
             task_prompts=TaskPrompts.load(),
+            config_dir=config_dir,
             seed=seed,
         )
 
@@ -199,7 +206,7 @@ class AnyGPT:
         assert TEXT in (source, target) and name in self.specs, (source, target)
         seed = _seed(seed if seed is not None else self.seed)
         policy, fields = self._split_settings(target, settings)
-        fields = {key: self._load(target, value, is_prompt=True) for key, value in fields.items()}
+        fields = {key: self.load(target, value, is_prompt=True) for key, value in fields.items()}
         direction: Direction = "x2text" if target == TEXT else "text2x"
         segment = _plain(content) if source == TEXT else Media(source, self.encode(source, content))
         ids = self._answer(name, direction, segment, target, policy, _generator(seed, self.decoder.device), progress)
@@ -211,15 +218,39 @@ class AnyGPT:
             span = self.vocabulary.decode_ids(ids)[0]
             assert isinstance(span, Span), span
             answer["codes_KT"] = span.codes_KT
-            if policy.vc_steps is not None:
-                fields["vc_steps"] = policy.vc_steps
-            answer[self.specs[target].media] = self.decode(target, span.codes_KT, seed=seed, **fields)
+            settings = policy.decoder_settings | fields
+            answer[self.specs[target].media] = self.decode(target, span.codes_KT, seed=seed, **settings)
         return Result(
             prompt=_describe(source, target, content),
             modality=target,
             seed=seed,
             seconds=time.perf_counter() - began,
             **answer,
+        )
+
+    def session(self, *, seed: int | None = None) -> Session:
+        """A new conversation with this model, in the template of its `anygpt.json` (without one: the released chat
+        model's). Conversations share the model and nothing else; the same seed gives the same answers.
+
+        Raises AnyGPTError for a model without the tokens of its template, or a bad `generate_config.json`.
+        """
+        return Session(self, seed=_seed(seed if seed is not None else self.seed))
+
+    @cached_property
+    def chat_policies(self) -> dict[str, Policy]:
+        """Those of `policies`, with chat's own for text (`generate_config.json`)."""
+        return {**self.policies, **load_policies(self._config_dir or resource("config"), [], text="")}
+
+    @cached_property
+    def chat_grammar(self) -> Grammar:
+        """The rules of answers in conversations: turns end as the template has it, or with `</s>`."""
+        vocabulary = self.vocabulary
+        end = vocabulary.control_id(get_template(vocabulary.template).assistant_end)
+        heard = [vocabulary.controls[token] for token in MESSAGE_CONTROLS if token in vocabulary.controls]
+        return Grammar(
+            vocabulary,
+            end_ids=[vocabulary.text_eos_id, end],
+            heard_ids=(heard[0], heard[1]) if len(heard) == 2 else None,
         )
 
     def encode(self, name: str, media: str | Path | Image.Image | Audio | Tensor) -> Tensor:
@@ -229,7 +260,7 @@ class AnyGPT:
         """
         if isinstance(media, Tensor):
             return media
-        loaded = self._load(name, media)
+        loaded = self.load(name, media)
         return self.tokenizers.get(name).encode([loaded])[0]
 
     def decode(self, name: str, codes_KT: Tensor, *, seed: int = 0, **settings: Any) -> Any:
@@ -286,8 +317,11 @@ class AnyGPT:
             check_limits(policy, self.specs[target], "generation settings")
         return policy, fields
 
-    def _load(self, name: str, media: Any, *, is_prompt: bool = False) -> Any:
-        """A file of modality `name` (or the sample that goes with a prompt), unless it is loaded already."""
+    def load(self, name: str, media: Any, *, is_prompt: bool = False) -> Any:
+        """A picture or sound for modality `name`, from a file unless it is one already.
+
+        `is_prompt` is for a sample such as a voice. Raises MediaError for a file that is unfit or too long.
+        """
         spec = self.specs[name]
         kind = _KINDS[spec.media]
         if isinstance(media, kind.type):

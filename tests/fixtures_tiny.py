@@ -70,6 +70,7 @@ def build_home(home: Path) -> Path:
     (home / "config").mkdir()
     for name, policy in POLICIES.items():
         (home / "config" / f"{name}_generate_config.json").write_text(json.dumps(policy))
+    (home / "config" / "generate_config.json").write_text(json.dumps(POLICIES["text"]))
     root = checkout_root()
     assert root is not None
     shutil.copytree(root / "task_prompts", home / "task_prompts")

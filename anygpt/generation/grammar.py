@@ -15,7 +15,6 @@ from anygpt.errors import AnyGPTError
 from anygpt.generation.policies import Policy
 from anygpt.vocabulary import Block, Vocabulary
 
-
 MOST_SPANS = 4
 """Spans in one answer of a conversation: what keeps a model that starts one after another from filling the context."""
 
@@ -37,6 +36,11 @@ class Request:
     """Spans that the answer may hold; None for no limit. The forced and the required one always fit in."""
     hears: bool = False
     """Whether the answer may open with what was heard in a spoken instruction, between the two tokens for it."""
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The modalities of which there will be a span."""
+        return frozenset(name for name in (self.forced, self.required) if name is not None)
 
     @classmethod
     def only(cls, name: str) -> "Request":
@@ -89,7 +93,7 @@ class Grammar:
         """
         needed = self.shortest_answer(request)
         if prompt_length + needed > context:
-            names = " and ".join(dict.fromkeys(filter(None, (request.forced, request.required)))) or "text"
+            names = " and ".join(sorted(request.given)) or "text"
             raise AnyGPTError(
                 f"the prompt is {prompt_length} ids long and its {names} answer at least {needed}, "
                 f"together more than the model's context of {context}: shorten the prompt"
@@ -103,15 +107,14 @@ class Grammar:
 
     def shortest_answer(self, request: Request) -> int:
         """Ids of the shortest answer; the end of the turn isn't counted, since the context may cut it off."""
-        return sum(map(self.shortest_span, {request.forced, request.required} - {None})) or 1
+        return sum(map(self.shortest_span, request.given)) or 1
 
     def longest_answer(self, request: Request, policies: Mapping[str, Policy]) -> int | None:
         """Upper limit of the ids of an answer; None where only the context limits it."""
         if request.allowed:
             return None
-        names = {request.forced, request.required} - {None}
-        spans = sum(max(policies[name].max_new_tokens + 2, self.shortest_span(name)) for name in names)
-        if request.ends_after_span and request.forced is not None and len(names) == 1:
+        spans = sum(max(policies[name].max_new_tokens + 2, self.shortest_span(name)) for name in request.given)
+        if request.ends_after_span and request.given == {request.forced}:
             return spans
         return spans + policies["text"].max_new_tokens + 1 + 2 * request.hears
 

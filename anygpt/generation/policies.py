@@ -55,6 +55,11 @@ class Policy:
     def is_greedy(self) -> bool:
         return not self.do_sample or self.temperature == 0
 
+    @property
+    def decoder_settings(self) -> dict[str, int]:
+        """Those that go to the tokenizer's `decode`."""
+        return {} if self.vc_steps is None else {"vc_steps": self.vc_steps}
+
     def override(self, settings: Mapping[str, Any]) -> "Policy":
         """The same policy with some settings replaced. Raises ConfigError that names the nearest known setting."""
         return from_dict(Policy, dataclasses.asdict(self) | dict(settings), source="generation settings")

@@ -11,8 +11,8 @@ def sample(
 ) -> int:
     """Draw one id from float32 logits [V]; excluded ids are -inf, of which at least one must not be.
 
-    `seen` (bool [V]) marks the ids that `policy.repetition_penalty` applies to (Keskar et al. 2019). Penalty, temperature,
-    top-k and top-p act in this order, as in Hugging Face's `generate`. `logits_V` is left as it is.
+    `seen` (bool [V]) marks the ids that `policy.repetition_penalty` applies to (Keskar et al. 2019). Penalty,
+    temperature, top-k and top-p act in this order, as in Hugging Face's `generate`. `logits_V` is left as it is.
     """
     if policy.repetition_penalty != 1.0 and seen is not None:
         penalty = policy.repetition_penalty

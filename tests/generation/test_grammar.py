@@ -83,9 +83,7 @@ def check_spans(spans: list[Span], request: Request, most: int) -> None:
     names = [span.spec.name for span in spans]
     assert set(names) <= request.allowed | {request.forced, request.required}
     assert request.required is None or request.required in names
-    assert request.most_spans is None or len(names) <= max(
-        request.most_spans, len({request.forced, request.required} - {None})
-    )
+    assert request.most_spans is None or len(names) <= max(request.most_spans, len(request.given))
     for span in spans:
         if span.spec.frames is None:
             assert span.codes_KT.numel() <= max(most, span.spec.num_codebooks)
