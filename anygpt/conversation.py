@@ -7,6 +7,7 @@ everything in it is checked before a turn is made of it. Shape suffixes: K level
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from anygpt.code_strings import codes_to_indices
 from anygpt.config import from_dict
+from anygpt.data.instructions import MESSAGE_CONTROLS
 from anygpt.errors import AnyGPTError, nearest
 from anygpt.media import atomic_write, check_file, shown
 from anygpt.prompts.segments import Media, Segment, Turn
-from anygpt.prompts.templates import load_templates
+from anygpt.prompts.templates import join_texts
 from anygpt.vocabulary import Control, Text
 
 if TYPE_CHECKING:
@@ -75,11 +77,11 @@ def save_conversation(path: Path | str, turns: Sequence[Turn], model: "AnyGPT") 
     if not turns:
         raise AnyGPTError(f"{shown(target)}: not written, the conversation is empty")
     folder = target.with_suffix(".media")
-    old_names = _names_in(target)
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise AnyGPTError(f"{shown(folder)}: is no folder, but the media would go into it; choose another name")
     used = sorted({media.modality for turn in turns for media in turn.media})
     with _undone_on_error(target, folder) as created:
+        old_names = _names_in(target)
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise AnyGPTError(f"{shown(folder)}: is no folder, but the media would go into it; choose another name")
         rows, names = [], set()
         for number, turn in enumerate(turns, start=1):
             parts = []
@@ -111,7 +113,7 @@ def load_conversation(path: Path | str, model: "AnyGPT") -> list[Turn]:
     format, for codes that are out of range or of other tokenizers, and for media paths that leave the folder.
     """
     target = Path(path).expanduser()
-    if target.suffix != ".json" and not target.exists():
+    if target.suffix != ".json" and target.parent.is_dir() and not os.path.lexists(target):
         target = _json_path(path)
     where = shown(target)
     saved = _read(target)
@@ -128,7 +130,7 @@ def load_conversation(path: Path | str, model: "AnyGPT") -> list[Turn]:
             _segment(part, row.role, f"{place}, part {at}", target.parent, model)
             for at, part in enumerate(row.message, start=1)
         ]
-        if not segments:
+        if not join_texts(segments):
             raise AnyGPTError(f"{place} is empty")
         turns.append(Turn(row.role, segments))
     if not turns or turns[-1].role != "assistant":
@@ -159,10 +161,14 @@ def _names_in(target: Path) -> set[str]:
 
 @contextlib.contextmanager
 def _undone_on_error(target: Path, folder: Path) -> Iterator[list[Path]]:
-    """Collects the files that are new in `folder`, and removes them again when the block ends in an error."""
+    """Collects the files that are new in `folder`, and removes them again when the block ends in an error.
+
+    Errors of the file system become one line.
+    """
     created: list[Path] = []
-    had_folder = folder.exists()
+    had_folder = True
     try:
+        had_folder = folder.exists()
         yield created
     except BaseException as error:
         for file in created:
@@ -283,12 +289,7 @@ def _segment(part: _SavedPart, role: str, where: str, parent: Path, model: "AnyG
 
 def _control(token: str, role: str, where: str, model: "AnyGPT") -> Control:
     """Only what an answer may hold: a role tag or an end of turn would forge another turn."""
-    structure = {
-        tag
-        for template in load_templates().chat.values()
-        for tag in (template.user, template.assistant, template.user_end, template.assistant_end)
-    }
-    if role != "assistant" or token not in model.vocabulary.controls or token in structure:
+    if role != "assistant" or token not in MESSAGE_CONTROLS or token not in model.vocabulary.controls:
         raise AnyGPTError(_shortened(f"{where}: control token {token!r} can't stand in a message of the {role}"))
     return Control(token)
 
