@@ -16,6 +16,7 @@ COMMANDS = {
     "tokenize": "anygpt.cli.tokenize:tokenize",
     "convert": "anygpt.cli.convert:convert",
     "world": "anygpt.cli.world:world",
+    "synth": "anygpt.cli.synth:synth",
     "train-tokenizer": "anygpt.cli.train_tokenizer:train_tokenizer",
     "train": "anygpt.cli.train:train",
     "eval": "anygpt.cli.evaluate:evaluate",

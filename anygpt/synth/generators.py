@@ -2,7 +2,7 @@
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +100,29 @@ def create_media(name: str, settings: PluginSettings) -> MediaGenerator:
     """The media generator called `name`. Raises AnyGPTError that lists the known names."""
     generator: MediaGenerator = _find(name, MEDIA_GENERATORS, "--media").create(settings)
     return generator
+
+
+def no_options(name: str, settings: PluginSettings) -> None:
+    """Raise AnyGPTError unless a plug-in that has no options was given none."""
+    if settings.options:
+        raise AnyGPTError(f"--option {name}.{next(iter(settings.options))}: {name} has no options")
+
+
+def parse_options(options: Sequence[str], names: Collection[str]) -> dict[str, dict[str, str]]:
+    """Plug-in -> its options, from `plugin.key=value`. Raises AnyGPTError for another form, a plug-in that is none of
+    `names`, and an option given twice."""
+    parsed: dict[str, dict[str, str]] = {}
+    for option in options:
+        target, equals, value = option.partition("=")
+        name, dot, key = target.partition(".")
+        if not (equals and dot and key):
+            raise AnyGPTError(f"--option is '{option}', expected PLUGIN.KEY=VALUE")
+        if name not in names:
+            raise AnyGPTError(f"--option {target}: '{name}' takes no part; there are: {', '.join(names)}")
+        if key in parsed.setdefault(name, {}):
+            raise AnyGPTError(f"--option {target}: given twice")
+        parsed[name][key] = value
+    return parsed
 
 
 def _find(name: str, table: Mapping[str, str], flag: str) -> Any:

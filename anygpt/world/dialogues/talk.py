@@ -53,7 +53,7 @@ class Talk:
         if not spoken:
             self.messages.append(Message(role="user", parts=(*media, sentences.typed_variant(text, self.rng))))
             return
-        self.messages.append(Message(role="user", parts=(*media, self._speech(text, self._voice))))
+        self.messages.append(Message(role="user", parts=(*media, self._speech(text, self._voice, self._key()))))
 
     def answer(self, *parts: str | MediaRef, check: Check | None = None) -> None:
         """Add the assistant's message; what was heard is filled in."""
@@ -152,9 +152,8 @@ class Talk:
 
     def tune(self, attributes: music.MusicAttributes, key: str = "") -> MediaRef:
         """A clip; those of one `key` are one tune, by default another one each time."""
-        key = key or f"{self.rng.getrandbits(32):08x}"
         facts = music.facts(attributes)
-        return MediaRef(modality="music", caption=music.caption(attributes), facts=facts, key=key)
+        return MediaRef(modality="music", caption=music.caption(attributes), facts=facts, key=key or self._key())
 
     def speech(self, text: str) -> MediaRef:
         """What the assistant says. Raises Again for too many words, or held-out ones in training."""
@@ -163,8 +162,12 @@ class Talk:
             raise Again
         return self._speech(words, ASSISTANT_VOICE)
 
+    def _key(self) -> str:
+        return f"{self.rng.getrandbits(32):08x}"
+
     @staticmethod
-    def _speech(text: str, voice: str) -> MediaRef:
+    def _speech(text: str, voice: str, key: str = "") -> MediaRef:
         if len(text.split()) > SPOKEN_WORDS:
             raise Again
-        return MediaRef(modality="speech", caption=text, voice=voice, facts={"text": sentences.normalise(text)})
+        facts = {"text": sentences.normalise(text)}
+        return MediaRef(modality="speech", caption=text, voice=voice, facts=facts, key=key)
