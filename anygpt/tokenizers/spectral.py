@@ -10,7 +10,7 @@ Shape suffixes: B batch, T frames, L samples, C channels, F features, K levels.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -302,7 +302,7 @@ class SpectralCodec(nn.Module):
         self.decoder = _stack(config, config.dimension, config.decoder_width, bins_out, config.decoder_depth)
 
     @classmethod
-    def from_config(cls, mapping: Mapping[str, Any], source: str) -> "SpectralCodec":
+    def from_config(cls, mapping: Mapping[str, Any], source: str) -> Self:
         """Build the codec with fresh weights from plain data. Raises ConfigError that begins with `source`."""
         return cls(from_dict(SpectralConfig, mapping, source))
 

@@ -4,7 +4,7 @@ Shape suffixes: B batch, C channels (dimension), K levels, T frames or samples, 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 
@@ -47,7 +47,7 @@ class SpeechTokenizerModel(nn.Module):
         self.decoder = SEANetDecoder(**shape)
 
     @classmethod
-    def from_config(cls, mapping: Mapping[str, Any], source: str) -> "SpeechTokenizerModel":
+    def from_config(cls, mapping: Mapping[str, Any], source: str) -> Self:
         """Build from the fields of `SpeechTokenizerConfig`; ConfigError messages begin with `source`."""
         return cls(from_dict(SpeechTokenizerConfig, mapping, source=source))
 

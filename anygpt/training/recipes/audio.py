@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anygpt.media import Audio, atomic_write, save_audio
-from anygpt.tokenizers.spectral import SpectralCodec, mel_filters, power_spectra
-from anygpt.tokenizers.weights import save_safetensors
+from anygpt.tokenizers.spectral import mel_filters, power_spectra
+from anygpt.training.recipes.backbones import CodecBackbone
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class _PowerSpectra(torch.autograd.Function):
         spectrum, window = ctx.saved_tensors
         size, hop = len(window), ctx.hop
         # The adjoint of rfft is an inverse FFT that counts the inner bins, which stand for two, once.
-        scale = torch.full((size // 2 + 1,), float(size))
+        scale = torch.full((size // 2 + 1,), float(size), device=spectrum.device)
         scale[0] = scale[-1] = 2.0 * size
         frames = torch.fft.irfft(spectrum * (grads[0] * scale), size) * window
         batch, count, _ = frames.shape
@@ -94,7 +94,8 @@ class SpectralLoss:
     def __call__(self, output_BL: Tensor, target_BL: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and its mel term alone, a mean over windows of natural-logarithm magnitudes."""
         total = mel_total = output_BL.new_zeros(())
-        for window, filters in self._scales:
+        for scale in self._scales:
+            window, filters = (tensor.to(output_BL.device) for tensor in scale)
             with torch.no_grad():
                 target = self._views(target_BL, window, filters)
             output = self._views(output_BL, window, filters)
@@ -174,19 +175,24 @@ def edit_distance(first: Sequence[int], second: Sequence[int]) -> int:
     return row[-1]
 
 
-def reconstruct(codec: SpectralCodec, wave_L: Tensor, levels: int) -> Tensor:
-    """`wave_L` through the first `levels` levels, cut to its length."""
-    return codec.decode(codec.encode(wave_L[None, None])[:levels])[0, 0, : len(wave_L)]
+def encode(codec: CodecBackbone, wave_L: Tensor) -> Tensor:
+    """Codes int64 [levels, frames] of one signal; both on the CPU."""
+    return codec.encode(wave_L[None, None].to(codec.device))[:, 0].cpu()
 
 
-def reconstruction_quality(codec: SpectralCodec, waves: Sequence[Tensor], levels: Sequence[int]) -> dict[str, float]:
+def decode(codec: CodecBackbone, codes_KT: Tensor, samples: int) -> Tensor:
+    """The first `samples` of the signal that codes of the first K levels give; both on the CPU."""
+    return codec.decode(codes_KT[:, None].to(codec.device))[0, 0, :samples].cpu()
+
+
+def reconstruction_quality(codec: CodecBackbone, waves: Sequence[Tensor], levels: Sequence[int]) -> dict[str, float]:
     """Mel distance (natural-logarithm magnitudes) and intelligibility of reconstructions, by number of levels."""
     numbers: dict[str, float] = {}
-    codes = [codec.encode(wave[None, None]) for wave in waves]
+    codes = [encode(codec, wave) for wave in waves]
     for count in levels:
         mel, heard = [], []
-        for wave, codes_KBT in zip(waves, codes, strict=True):
-            output = codec.decode(codes_KBT[:count])[0, 0, : len(wave)]
+        for wave, codes_KT in zip(waves, codes, strict=True):
+            output = decode(codec, codes_KT[:count], len(wave))
             pair = log_mel(torch.stack([wave, output]), sample_rate=codec.sample_rate)
             mel.append(float(F.l1_loss(pair[0], pair[1])))
             heard.append(intelligibility(wave.numpy(), output.numpy(), sample_rate=codec.sample_rate))
@@ -195,11 +201,12 @@ def reconstruction_quality(codec: SpectralCodec, waves: Sequence[Tensor], levels
     return numbers
 
 
-def write_sound_sheet(codec: SpectralCodec, waves: Sequence[Tensor], folder: Path, *, levels: Sequence[int]) -> None:
+def write_sound_sheet(codec: CodecBackbone, waves: Sequence[Tensor], folder: Path, *, levels: Sequence[int]) -> None:
     """Write `<i>-original.wav`, `<i>-levels<n>.wav` and `spectrograms.png`: a row a sound, a column a version."""
     rows = []
     for i, wave in enumerate(waves):
-        versions = {"original": wave} | {f"levels{n}": reconstruct(codec, wave, n) for n in levels}
+        codes_KT = encode(codec, wave)
+        versions = {"original": wave} | {f"levels{n}": decode(codec, codes_KT[:n], len(wave)) for n in levels}
         for name, version in versions.items():
             save_audio(folder / f"{i}-{name}.wav", Audio(version.clamp(-1, 1)[None].numpy(), codec.sample_rate))
         rows.append(list(versions.values()))
@@ -209,17 +216,16 @@ def write_sound_sheet(codec: SpectralCodec, waves: Sequence[Tensor], folder: Pat
         Image.fromarray(image).save(temporary, format="PNG")
 
 
-def _picture(wave_L: Tensor, codec: SpectralCodec) -> np.ndarray:
+def _picture(wave_L: Tensor, codec: CodecBackbone) -> np.ndarray:
     """Log-mel spectrogram, uint8 [height, width], low frequencies at the bottom, with a light border."""
     mel = log_mel(wave_L[None], sample_rate=codec.sample_rate, hop=160)[0].T.flip(0).repeat_interleave(2, 0)
     grey = ((mel + 8) / 8).clamp(0, 1) * 255
     return F.pad(grey, (2, 2, 2, 2), value=255).to(torch.uint8).numpy()
 
 
-def export_codec(codec: SpectralCodec, folder: Path, fields: Mapping[str, Any]) -> None:
-    """Write `model.safetensors` (float16) and `config.json`: `fields` plus the network's description."""
+def export_codec(codec: CodecBackbone, folder: Path, fields: Mapping[str, Any]) -> None:
+    """Write a tokenizer folder: the weights, and `config.json` with `fields` and the network's description."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_safetensors(codec, folder / "model.safetensors", torch.float16)
-    config = {**fields, "backbone": "spectral", "model": codec.config.to_dict()}
+    config = {**fields, **codec.save(folder)}
     with atomic_write(folder / "config.json") as temporary:
         Path(temporary).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

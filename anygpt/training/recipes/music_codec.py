@@ -1,11 +1,11 @@
-"""Encodec's residual codes on the spectral codec, trained on music by reconstruction alone (no adversary).
+"""Encodec's residual codes, trained on music by reconstruction alone (no adversary), on a backbone of choice.
 
 Source: Encodec (Défossez et al. 2022, sections 3.2 and 3.4).
 
 Shape suffixes: B batch, L samples, T frames, C channels.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,21 @@ import torch
 from torch import Tensor
 
 from anygpt.config import from_dict
-from anygpt.tokenizers import spectral
-from anygpt.tokenizers.spectral import SpectralCodec, SpectralConfig
+from anygpt.media import Audio
 from anygpt.training.recipes import audio
+from anygpt.training.recipes.backbones import CodecBackbone, build_backbone
 from anygpt.training.tokenizer_loop import TokenizerRecipe
-from anygpt.world.music import MusicWorld
+from anygpt.world.music import RATE_HZ, MusicSample, MusicWorld
 
 
 @dataclass(frozen=True, kw_only=True)
 class MusicCodecConfig:
     """The `recipe` section of a music codec's YAML file."""
 
-    codec: SpectralConfig = field(default_factory=lambda: SpectralConfig(codebook_size=512, n_q=4))
+    backbone: str = "spectral"
+    """A name in `backbones.BACKBONES`."""
+    codec: dict[str, Any]
+    """Fields of the backbone's own configuration."""
     seed: int = 0
     batch_size: int = 32
     crop_frames: int = 80
@@ -41,28 +44,28 @@ class MusicCodecConfig:
 
 
 class MusicCodecRecipe(TokenizerRecipe):
-    """Trains a `SpectralCodec` on rendered music."""
+    """Trains a codec on rendered music."""
 
-    model: SpectralCodec
+    model: CodecBackbone
 
     def __init__(self, config: dict[str, Any], workdir: Path):
         self.config = from_dict(MusicCodecConfig, config, "recipe")
-        self.model = SpectralCodec(self.config.codec)
+        self.model = build_backbone(self.config.backbone, self.config.codec)
         self.model.quantizer.quantizer_dropout = self.config.quantizer_dropout
         world = MusicWorld("train", self.config.seed)
         self._pool = audio.RollingPool(
-            lambda i: torch.from_numpy(world.sample(i).wave),
+            lambda i: self._wave(world.sample(i)),
             size=self.config.pool_size,
             fresh=self.config.fresh_per_step,
         )
-        self._loss = audio.SpectralLoss(self.config.loss_windows, sample_rate=self.config.codec.sample_rate)
+        self._loss = audio.SpectralLoss(self.config.loss_windows, sample_rate=self.model.sample_rate)
         self._validation: list[Tensor] = []
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """`wav` float32 [B, L]."""
         rng = audio.random_of(self.config.seed, step)
         pool = self._pool.at(step)
-        length = self.config.crop_frames * self.config.codec.hop_length
+        length = self.config.crop_frames * self.model.hop_length
         crops = []
         for i in rng.integers(len(pool), size=self.config.batch_size):
             start = int(rng.integers(max(1, len(pool[i]) - length)))
@@ -72,7 +75,7 @@ class MusicCodecRecipe(TokenizerRecipe):
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
         codec = self.model
         codec.quantizer.generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        latent_BTC = codec.encoder.acoustic_latent(batch["wav"])
+        latent_BTC = codec.latent(batch["wav"])
         commitment = latent_BTC.new_zeros(())
         used = 0.0
         if step >= self.config.quantize_from:
@@ -86,7 +89,7 @@ class MusicCodecRecipe(TokenizerRecipe):
     def validate(self) -> dict[str, float]:
         """Reconstruction quality by number of levels on held-out clips, and how far the codebooks are used."""
         waves = self._validation_waves()
-        codes_KN = torch.cat([self.model.encode(wave[None, None])[:, 0] for wave in waves], dim=1)
+        codes_KN = torch.cat([audio.encode(self.model, wave) for wave in waves], dim=1)
         numbers = audio.reconstruction_quality(self.model, waves, range(1, self.model.n_q + 1))
         for level, codes_N in enumerate(codes_KN, start=1):
             numbers[f"perplexity_{level}"] = audio.perplexity(codes_N, self.model.codebook_size)
@@ -99,13 +102,16 @@ class MusicCodecRecipe(TokenizerRecipe):
         audio.export_codec(self.model, folder, {"class": "encodec"})
 
     def keeps_float32(self, name: str) -> bool:
-        return spectral.keeps_float32(name)
+        return self.model.keeps_float32(name)
 
     def uses_muon(self, name: str, parameter: Tensor) -> bool:
-        return spectral.uses_muon(name)
+        return self.model.uses_muon(name)
 
     def _validation_waves(self) -> list[Tensor]:
         if not self._validation:
             world = MusicWorld("heldout", self.config.seed)
-            self._validation = [torch.from_numpy(world.sample(i).wave) for i in range(self.config.validation_clips)]
+            self._validation = [self._wave(world.sample(i)) for i in range(self.config.validation_clips)]
         return self._validation
+
+    def _wave(self, sample: MusicSample) -> Tensor:
+        return torch.from_numpy(Audio(sample.wave[None], RATE_HZ).resample(self.model.sample_rate).wave[0])
