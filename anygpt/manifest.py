@@ -37,6 +37,8 @@ class Manifest:
     format: int = FORMAT
     modalities: dict[str, ModalityEntry] = field(default_factory=dict)
     template: str = "MMGPT"
+    base_weights: str | None = None
+    """Of an adapter: `anygpt.generation.adapter.weights_fingerprint` of the model that it was trained on."""
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:

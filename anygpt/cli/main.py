@@ -19,6 +19,7 @@ COMMANDS = {
     "synth": "anygpt.cli.synth:synth",
     "train-tokenizer": "anygpt.cli.train_tokenizer:train_tokenizer",
     "train": "anygpt.cli.train:train",
+    "merge": "anygpt.cli.merge:merge",
     "eval": "anygpt.cli.evaluate:evaluate",
 }
 """Command -> `module:function`; a module is imported when its command runs or the overview is printed."""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 def train(stage: str, *, config: Path, out: Path, trainer: list[str] | None = None) -> None:
-    """Train the language model: STAGE is stage1 (pairs of text and media).
+    """Train the language model: STAGE is stage1 (pairs of text and media) or stage2 (conversations).
 
     The same command goes on where a stopped run ended. Run it under torchrun for several processes
-    (scripts/stage1_pretrain.sh does). The output folder receives checkpoints, curves.png, TensorBoard logs, log.json
-    and model/, the trained model.
+    (scripts/stage1_pretrain.sh and scripts/stage2_sft.sh do). The output folder receives checkpoints, curves.png,
+    TensorBoard logs, log.json and model/, the trained model (or adapter).
 
     Args:
         stage: Which stage to run.
@@ -21,7 +21,7 @@ def train(stage: str, *, config: Path, out: Path, trainer: list[str] | None = No
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from anygpt.errors import AnyGPTError, nearest
 
-    stages = ("stage1",)
+    stages = ("stage1", "stage2")
     if stage not in stages:
         raise AnyGPTError(f"unknown stage '{stage}'{nearest(stage, stages)}; known: {', '.join(stages)}")
     overrides = {}
@@ -33,6 +33,11 @@ def train(stage: str, *, config: Path, out: Path, trainer: list[str] | None = No
             overrides[key] = json.loads(value)
         except ValueError:
             overrides[key] = value
-    from anygpt.training.stage1 import train_stage1
+    if stage == "stage1":
+        from anygpt.training.stage1 import train_stage1
 
-    print(train_stage1(config, out, overrides=overrides))
+        print(train_stage1(config, out, overrides=overrides))
+    else:
+        from anygpt.training.stage2 import train_stage2
+
+        print(train_stage2(config, out, overrides=overrides))

@@ -8,7 +8,10 @@ from anygpt.media import atomic_write
 
 
 def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw training loss and every `eval_*_loss` of a Trainer's log history against the step, as PNG."""
+    """Draw training loss and every `eval_*_loss` of a Trainer's log history against the step, as PNG.
+
+    Those of a part of a file (`eval_<file>/<part>_loss`) stand in the logs only: there may be dozens.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -17,7 +20,7 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     curves: dict[str, list[tuple[float, float]]] = {}
     for entry in history:
         for key, value in entry.items():
-            if key == "loss" or (key.startswith("eval_") and key.endswith("_loss")):
+            if key == "loss" or (key.startswith("eval_") and key.endswith("_loss") and "/" not in key):
                 curves.setdefault(key.removeprefix("eval_").removesuffix("_loss"), []).append((entry["step"], value))
     figure, axes = pyplot.subplots(figsize=(9, 5))
     for name, points in curves.items():
