@@ -86,6 +86,8 @@ class LoopConfig:
     final_lr_ratio: float = 0.02
     grad_clip: float = 1.0
     precision: str = "bfloat16"
+    device: str = "cpu"
+    """Where the network is; data are rendered on the CPU."""
     threads: int = 1
     seed: int = 0
     log_every: int = 10
@@ -129,6 +131,7 @@ class TokenizerLoop:
         self.recipe, self.config, self.out = recipe, config, out
         self.step = 0
         self.trained_s = 0.0
+        recipe.model.to(config.device)
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         self.weights = MasterWeights(recipe.model, dtype, recipe.keeps_float32)
         muon: list[nn.Parameter] = []
@@ -167,14 +170,14 @@ class TokenizerLoop:
         """Continue from `checkpoint.pt` if there is one."""
         if not self.checkpoint_path.is_file():
             return False
-        state = torch.load(self.checkpoint_path, weights_only=True)
+        state = torch.load(self.checkpoint_path, map_location=self.config.device, weights_only=True)
         self.step, self.trained_s = state["step"], state["trained_s"]
         self.weights.load_state_dict(state["masters"])
         for name, buffer in self.recipe.model.named_buffers():
             buffer.copy_(state["buffers"][name])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        torch.set_rng_state(state["rng"])
+        torch.set_rng_state(state["rng"].cpu())
         return True
 
     def train_step(self) -> dict[str, float]:
@@ -184,7 +187,8 @@ class TokenizerLoop:
         for optimizer, peak in zip(self.optimizers, self._peak_lr, strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = peak * scale
-        loss, metrics = self.recipe.loss(self.recipe.batch(self.step), self.step)
+        batch = {name: tensor.to(self.config.device) for name, tensor in self.recipe.batch(self.step).items()}
+        loss, metrics = self.recipe.loss(batch, self.step)
         loss.backward()
         self.weights.collect_gradients()
         norm = float(self.weights.clip(self.config.grad_clip))
@@ -255,6 +259,10 @@ def train_tokenizer(name: str, *, config: Path, out: Path) -> Path:
     if not isinstance(sections, dict) or set(sections) != {"loop", "recipe"}:
         raise ConfigError(f"{config}: expected exactly the sections 'loop' and 'recipe'")
     loop_config = from_dict(LoopConfig, sections["loop"], str(config))
+    if loop_config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"{config}: loop.device is '{loop_config.device}', but torch finds no GPU here; set it to cpu"
+        )
     torch.set_num_threads(loop_config.threads)
     torch.manual_seed(loop_config.seed)
     out.mkdir(parents=True, exist_ok=True)

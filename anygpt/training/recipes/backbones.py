@@ -225,13 +225,17 @@ class EncodecSizes:
     use_causal_conv: bool = False
     use_conv_shortcut: bool = False
 
+    def __post_init__(self) -> None:
+        if self.codebook_size < 2 or self.codebook_size & (self.codebook_size - 1):
+            raise ConfigError(f"'codebook_size' is {self.codebook_size}, expected a power of 2")
+
     def bandwidths(self) -> list[float]:
         """Kilobits a second of which the first gives `n_q` levels, and the last makes transformers build as many.
 
         The class counts levels by their bits when it encodes, but by ten bits each when it is built.
         """
         frames = math.ceil(self.sampling_rate / math.prod(self.upsampling_ratios))
-        used, built = (_kbps(math.ceil(self.n_q * bits * frames)) for bits in (math.log2(self.codebook_size), 10))
+        used, built = (_kbps(self.n_q * bits * frames) for bits in (self.codebook_size.bit_length() - 1, 10))
         return [used, built] if used < built else [used]
 
 
@@ -287,7 +291,8 @@ class Encodec(CodecBackbone):
         model = EncodecModel(self._config)
         model.encoder.load_state_dict(self.encoder.state_dict())
         model.decoder.load_state_dict(self.decoder.state_dict())
-        for layer, book in zip(model.quantizer.layers, self.quantizer.codebooks, strict=True):
+        # transformers may have built more levels than are used.
+        for layer, book in zip(model.quantizer.layers, self.quantizer.codebooks, strict=False):
             cast(nn.Module, layer.codebook).load_state_dict(book.state_dict())
         model.half().save_pretrained(folder / "encodec")
         return {"backbone": "hf", "model": {"name_or_path": "encodec", "num_codebooks": self.n_q}}
