@@ -6,21 +6,22 @@ import logging
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anygpt.engine import AnyGPT
     from anygpt.evaluation.bench import Bench
+    from anygpt.evaluation.tasks import Task
     from anygpt.tokenizers.base import ModalityTokenizer
 
 
 def evaluate(
     *,
-    model: str | None = None,
+    model_name_or_path: str | None = None,
     tasks: list[str] | None = None,
     n: int = 200,
     seed: int = 0,
-    out: Path = Path("runs/eval"),
+    out: Path | None = None,
     report: Path = Path("docs/quality.md"),
     judges: Path = Path("runs/judges"),
     train_judges: bool = False,
@@ -33,15 +34,17 @@ def evaluate(
     """Judge a model's answers on held-out data, beside real media and the tokenizers' reconstructions.
 
     Scores are kept case by case in the output folder: the same command goes on where a stopped run ended, and computes
-    only what a new model, tokenizer or judge has changed. Needs the packages that render the world.
+    only what a new model, tokenizer or judge has changed. Needs the packages that render the world. Another model than
+    the shipped base model gets a section of its own in the report, and is compared with what stands there of the base.
 
     Args:
-        model: Folder of a model, or the name of a shipped one; without it the shipped base model.
-        tasks: A task, or several with commas; repeatable; without it all. The report holds these alone.
+        model_name_or_path: Folder of a model, or the name of a shipped one; without it the shipped base model.
+        tasks: A task, several with commas, or `base` or `chat` for all of a kind; repeatable; without it the base
+            tasks. The report holds these alone.
         n: Cases per task.
         seed: The same seed gives the same cases and answers.
-        out: Folder for the scores of single cases.
-        report: Markdown file whose section on this evaluation is rewritten; a JSON file is written beside it.
+        out: Folder for the scores of single cases; without it runs/eval, or runs/eval/NAME for other models.
+        report: Markdown file whose section on this model is rewritten; a JSON file is written beside it.
         judges: Folder of the judges.
         train_judges: Train the judges that are missing (with --force, all), and stop.
         tokenizer: Tokenizer folder to use instead of the one that the model or the release names; repeatable.
@@ -57,51 +60,63 @@ def evaluate(
         for path in train(judges, seed=seed, force=force):
             print(path)
         return
-    from anygpt.evaluation.report import summarise, write_report
+    from anygpt.evaluation.report import compare_with_base, read_summary, summarise, summary_path, write_report
     from anygpt.evaluation.run import Origin, run_tasks
-    from anygpt.evaluation.tasks import TASKS
     from anygpt.media import ensure_writable
 
-    chosen = [TASKS[name] for name in _names(tasks)]
+    chosen = _chosen(tasks)
+    subject = _Subject(model_name_or_path, tokenizer or [], device=device, dtype=dtype, tokenizers_only=tokenizers_only)
+    section = subject.section
+    out = out or Path("runs/eval", section or "")
     ensure_writable(out)
     ensure_writable(report.parent)
-    subject = _Subject(model, tokenizer or [], device=device, dtype=dtype, tokenizers_only=tokenizers_only)
-    judge_paths = {name: judges / f"{name}.safetensors" for name in {task.judge for task in chosen} if name}
+    base = read_summary(summary_path(report)) if section and summary_path(report).is_file() else None
+    judge_paths = {name: judges / f"{name}.safetensors" for task in chosen for name in task.judges}
+    modalities = {name for task in chosen for name in task.modalities}
     origin = Origin(
         seed=seed,
         judges={name: fingerprint([path]) for name, path in judge_paths.items()},
-        tokenizers={task.modality: fingerprint(subject.tokenizer_files(task.modality)) for task in chosen},
+        tokenizers={name: fingerprint(subject.tokenizer_files(name)) for name in modalities},
         model=fingerprint(subject.model_files()),
+        chat=fingerprint(_chat_files()),
     )
     bench = subject.bench(judges, seed)
     results = run_tasks(chosen, bench, cases=n, out=out, origin=origin, force=force)
     scores = {name: getattr(bench, f"{name}_judge").scores for name in sorted(judge_paths)}
     command = ["anygpt", "eval", "--n", str(n), "--seed", str(seed)]
-    command += ["--model", model] if model is not None else []
+    command += ["--model-name-or-path", model_name_or_path] if model_name_or_path is not None else []
     command += ["--tokenizers-only"] if tokenizers_only else []
     for flag, values in (("--tasks", tasks), ("--tokenizer", tokenizer)):
         command += [word for value in values or () for word in (flag, str(value))]
-    summary = {
+    summary: dict[str, Any] = {
         "model": subject.name,
         "command": shlex.join(command),
         "seed": seed,
         "judges": scores,
         "rows": summarise(chosen, results, seed=seed),
     }
-    for path in write_report(report, summary):
+    if base is not None:
+        summary["base"] = base["model"]
+        compare_with_base(summary["rows"], base)
+    for path in write_report(report, summary, section=section):
         print(path)
 
 
-def _names(given: list[str] | None) -> list[str]:
+def _chosen(given: list[str] | None) -> list["Task"]:
     """The tasks asked for, in the order of the report. Raises AnyGPTError for an unknown one."""
     from anygpt.errors import AnyGPTError, nearest
+    from anygpt.evaluation.chat_tasks import CHAT_TASKS
     from anygpt.evaluation.tasks import TASKS
 
-    wanted = [name.strip() for words in given or [",".join(TASKS)] for name in words.split(",") if name.strip()]
-    for name in wanted:
-        if name not in TASKS:
-            raise AnyGPTError(f"unknown task '{name}'{nearest(name, TASKS)}; known: {', '.join(TASKS)}")
-    return [name for name in TASKS if name in wanted]
+    known = {**CHAT_TASKS, **TASKS}
+    groups = {"base": tuple(TASKS), "chat": tuple(CHAT_TASKS)}
+    wanted: set[str] = set()
+    for name in (name.strip() for words in given or ["base"] for name in words.split(",")):
+        if name and name not in known and name not in groups:
+            names = (*groups, *known)
+            raise AnyGPTError(f"unknown task '{name}'{nearest(name, names)}; known: {', '.join(names)}")
+        wanted.update(groups.get(name, (name,)))
+    return [task for name, task in known.items() if name in wanted]
 
 
 def fingerprint(files: Iterable[Path]) -> str:
@@ -111,6 +126,13 @@ def fingerprint(files: Iterable[Path]) -> str:
         digest.update(path.name.encode() + b"\0")
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()
+
+
+def _chat_files() -> list[Path]:
+    """What decides answers in conversations besides the model's files."""
+    from anygpt.paths import resource
+
+    return [resource("config") / "generate_config.json", resource("task_prompts", "templates.yaml")]
 
 
 class _Subject:
@@ -131,11 +153,14 @@ class _Subject:
         self._model: AnyGPT | None = None
         self._model_folder: Path | None = None
         self.name = "the tokenizers"
+        self.section: str | None = None
+        """The section of the report, if it isn't the main one."""
         if tokenizers_only:
             return
         self._model_folder = engine.find_model(model)
         self._model = engine.AnyGPT.from_pretrained(self._model_folder, device=device, dtype=dtype)
         self.name = self._model_folder.resolve().name
+        self.section = None if self.name == engine.DEFAULT_MODEL else self.name
         for tokenizer in given:
             self._model.tokenizers.add(tokenizer)
         manifest = read_manifest(self._model_folder)

@@ -35,16 +35,21 @@ class Model(Protocol):
         """Answer `content` of modality `source` in modality `target`."""
         ...
 
+    def session(self, *, seed: int | None = None) -> Any:
+        """A new conversation (`anygpt.session.Session`)."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One held-out item: `media` of the task's modality with its canonical `text`."""
+    """One held-out item: `media` of the task's modality with its canonical `text`, or a question of a conversation
+    (`anygpt.evaluation.chat.Question`)."""
 
     index: int
     seed: int
     """Of everything random in this case."""
     media: Any
-    text: str
+    text: str = ""
     truth: dict[str, str] = field(default_factory=dict)
     """The attributes that `text` names."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -95,11 +100,15 @@ class Bench:
         """What the model makes of the case's text."""
         return self._model.ask("text", modality, case.text, seed=case.seed, **case.settings).media
 
-    def rebuild(self, modality: str, case: Case) -> Any:
-        """The case's media after the tokenizer: what its codes for the language model keep."""
+    def session(self, case: Case) -> Any:
+        """A new conversation with the model."""
+        return self._model.session(seed=case.seed)
+
+    def rebuild(self, modality: str, media: Any, case: Case) -> Any:
+        """Media after the tokenizer: what their codes for the language model keep."""
         tokenizer = self.tokenizer(modality)
         generator = torch.Generator().manual_seed(case.seed)
-        return tokenizer.decode(tokenizer.encode([case.media])[0], generator=generator, **case.settings)
+        return tokenizer.decode(tokenizer.encode([media])[0], generator=generator, **case.settings)
 
     @property
     def _model(self) -> Model:

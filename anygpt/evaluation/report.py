@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from anygpt.errors import AnyGPTError
+from anygpt.evaluation.chat_tasks import CHAT_TASKS
 from anygpt.evaluation.metrics import Estimate, estimate
 from anygpt.evaluation.run import Outcome
 from anygpt.evaluation.tasks import COLUMNS, MODEL, REAL, REBUILT, SENTENCES, Row, Task
 from anygpt.media import atomic_write
 
-BEGIN, END = "<!-- anygpt eval: begin -->", "<!-- anygpt eval: end -->"
-"""The command rewrites what is between these lines of a Markdown file and leaves the rest alone."""
+ALLOWED_LOSS = 0.05
+"""How much worse than the base model's a rate with a target may be."""
 
 _ABOUT = f"""\
 Held-out data of the synthetic world: pictures, sentences and pieces that no training run sees. Rates in percent with
@@ -23,6 +25,17 @@ model made, or the model's text against the truth. Captions are read back by rul
 Speech is judged by the model's own recogniser, with its errors on real media in the same row, and by aligning it with
 espeak-ng's rendering of {SENTENCES} held-out sentences in two voices that training never has. The judges of pictures,
 clips and voices are trained on real renderings of the training split alone (`anygpt eval --train-judges`)."""
+_ABOUT_CHAT = """\
+Conversations have a picture, a clip or words that training never has. The user's messages are the world's, with real
+media; the model chooses freely what to answer with, and its own answers stand before the judged one, unless a row says
+that those before were given. One answer of each conversation is judged. *Right modality*: the answer has media of
+those modalities that were asked for and of no others; the four kinds are asked for equally often. *Changing*: the
+attributes that were to change are as asked for, those that were to be kept as they were shown or named, all at once;
+the requests name everything that is judged. *Questions* and *spoken instructions*: the words that answer occur in the
+reply, or the picture or clip has all that was asked for."""
+_ABOUT_BASE = """\
+*Base model*: the same row for {model}, and how much more or less the model has; a rate with a target is to be at most
+{points:g} points worse."""
 
 
 def summarise(
@@ -33,11 +46,13 @@ def summarise(
     for task in tasks:
         outcomes = results.get(task.name, {})
         for row in task.rows:
-            columns = {
-                name: estimate([scores[row.measure] for scores in outcomes[name].scores], seed=seed)
+            # A measure may be about some cases, or some columns, only.
+            found = {
+                name: [scores[row.measure] for scores in outcomes[name].scores if row.measure in scores]
                 for name in COLUMNS
                 if name in outcomes
             }
+            columns = {name: estimate(scores, seed=seed) for name, scores in found.items() if scores}
             if columns:
                 rows.append(
                     {
@@ -47,7 +62,7 @@ def summarise(
                         "title": row.title,
                         "target": None if row.target is None else {"kind": row.kind, "value": row.target},
                         "met": is_met(row, columns, needs_model=MODEL in task.columns),
-                        "columns": {name: dataclasses.asdict(found) for name, found in columns.items()},
+                        "columns": {name: dataclasses.asdict(rate) for name, rate in columns.items()},
                         "failed": {name: len(outcomes[name].errors) for name in columns if outcomes[name].errors},
                     }
                 )
@@ -64,18 +79,51 @@ def is_met(row: Row, columns: Mapping[str, Estimate], *, needs_model: bool) -> b
     return judged.value <= row.target if row.kind == "at most" else judged.value >= row.target
 
 
+def compare_with_base(rows: Sequence[dict[str, Any]], base: Mapping[str, Any]) -> None:
+    """Give each row of `summarise` that the summary `base` of another model has too an entry "base".
+
+    It holds that model's rate, the difference, and for rows with a target whether it is within `ALLOWED_LOSS`.
+    """
+    rates = {(row["task"], row["measure"]): row["columns"].get(MODEL) for row in base["rows"]}
+    for row in rows:
+        mine, other = row["columns"].get(MODEL), rates.get((row["task"], row["measure"]))
+        if mine is None or other is None:
+            continue
+        difference = mine["value"] - other["value"]
+        loss = difference if (row["target"] or {}).get("kind") == "at most" else -difference
+        is_met = None if row["target"] is None else loss <= ALLOWED_LOSS + 1e-9
+        row["base"] = {"value": other["value"], "difference": difference, "met": is_met}
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The JSON of an earlier report. Raises AnyGPTError for a file that isn't one."""
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        compare_with_base([], summary)
+        str(summary["model"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise AnyGPTError(f"{path}: not the report of an evaluation; make it again with anygpt eval") from None
+    return summary
+
+
 def markdown(summary: Mapping[str, Any]) -> str:
     """The section of the report, without its markers."""
     rows: list[dict[str, Any]] = summary["rows"]
-    lines = [f"## Quality of {summary['model']}", "", _ABOUT, ""]
-    lines += [
-        "| task | measure | target | real media | reconstruction | model | cases |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"## Quality of {summary['model']}", "", _ABOUT]
+    if any(row["task"] in CHAT_TASKS for row in rows):
+        lines += ["", _ABOUT_CHAT]
+    titles = ["task", "measure", "target", "real media", "reconstruction", "model"]
+    has_base = any("base" in row for row in rows)
+    if has_base:
+        lines += ["", _ABOUT_BASE.format(model=summary["base"], points=100 * ALLOWED_LOSS)]
+        titles.append("base model")
+    titles.append("cases")
+    lines += ["", f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
     for index, row in enumerate(rows):
         is_first = index == 0 or rows[index - 1]["task"] != row["task"]
         cells = [row["task_title"] if is_first else "", row["title"], _target(row)]
         cells += [_cell(row["columns"].get(name)) for name in COLUMNS]
+        cells += [_base(row.get("base"))] if has_base else []
         cells.append("/".join(sorted({str(found["cases"]) for found in row["columns"].values()}, key=int)))
         lines.append(f"| {' | '.join(cells)} |")
     failed = {(row["task_title"], name): count for row in rows for name, count in row["failed"].items()}
@@ -90,19 +138,34 @@ def markdown(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_report(path: Path, summary: Mapping[str, Any]) -> list[Path]:
-    """Write the summary as JSON beside `path` and as Markdown into `path`, between the markers; returns both."""
+def write_report(path: Path, summary: Mapping[str, Any], *, section: str | None = None) -> list[Path]:
+    """Write the summary as Markdown into `path`, between the section's markers, and as JSON beside it; returns both.
+
+    What is outside the markers stays as it is. `section` is a name of its own, None the report's main section.
+    """
+    begin, end = markers(section)
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
         before, after = f"{text.rstrip()}\n\n" if text.strip() else "# Quality\n\n", "\n"
     with atomic_write(path) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{markdown(summary)}{END}{after}", encoding="utf-8")
-    data = path.with_suffix(".json")
+        temporary.write_text(f"{before}{begin}\n{markdown(summary)}{end}{after}", encoding="utf-8")
+    data = summary_path(path, section)
     with atomic_write(data) as temporary:
         temporary.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return [path, data]
+
+
+def markers(section: str | None = None) -> tuple[str, str]:
+    """The lines of a Markdown file between which a section is rewritten."""
+    name = "anygpt eval" if section is None else f"anygpt eval {section}"
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+def summary_path(path: Path, section: str | None = None) -> Path:
+    """The JSON file of a section of the report `path`."""
+    return path.with_suffix(".json") if section is None else path.with_name(f"{path.stem}-{section}.json")
 
 
 def _target(row: Mapping[str, Any]) -> str:
@@ -118,3 +181,10 @@ def _cell(found: Mapping[str, float] | None) -> str:
     if found is None:
         return "–"
     return f"{100 * found['value']:.1f} ({100 * found['low']:.1f}–{100 * found['high']:.1f})"
+
+
+def _base(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    mark = {None: "", True: " ✓", False: " ✗"}[found["met"]]
+    return f"{100 * found['value']:.1f} ({100 * found['difference']:+.1f}{mark})"

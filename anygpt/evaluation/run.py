@@ -34,16 +34,21 @@ class Origin:
     judges: Mapping[str, str]
     tokenizers: Mapping[str, str]
     model: str | None = None
+    chat: str | None = None
+    """Of what decides answers in conversations besides the model: templates, and settings of text."""
 
     def of(self, task: Task, column: str) -> dict[str, Any]:
         """What the scores of one column depend on: only those of a model change with the model."""
         found: dict[str, Any] = {"task": task.name, "column": column, "seed": self.seed}
-        if task.judge is not None:
-            found["judge"] = self.judges.get(task.judge)
-        if column != REAL or task.columns[column].asks:
-            found["tokenizer"] = self.tokenizers.get(task.modality)
-        if task.columns[column].asks:
+        asks = task.columns[column].asks
+        if task.judges:
+            found["judge"] = "+".join(self.judges[name] for name in task.judges)
+        if column != REAL or asks:
+            found["tokenizer"] = "+".join(self.tokenizers[name] for name in task.modalities)
+        if asks:
             found["model"] = self.model
+        if asks and task.talks:
+            found["chat"] = self.chat
         return found
 
 
@@ -71,7 +76,8 @@ def _run_task(task: Task, bench: Bench, cases: int, out: Path, origin: Origin, f
         log = _Log(out / f"{task.name}.{name}.jsonl", origin.of(task, name), force=force)
         if len(log.rows) < cases:
             # Whatever is missing is missed here, not case by case.
-            bench.tokenizer(task.modality)
+            for modality in task.modalities:
+                bench.tokenizer(modality)
             case_of = case_of or task.cases(bench)
             progress = tqdm(
                 range(len(log.rows), cases), f"{task.name}, {name}", cases, initial=len(log.rows), unit="case"

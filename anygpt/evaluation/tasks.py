@@ -22,6 +22,9 @@ from anygpt.world.sentences import normalise
 REAL, REBUILT, MODEL = "real", "reconstruction", "model"
 COLUMNS = (REAL, REBUILT, MODEL)
 
+Get = Callable[[Bench, Case], Any]
+Score = Callable[[Bench, Case, Any], Scores]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -38,8 +41,8 @@ class Row:
 class Column:
     """How a case becomes something (`get`) that is scored (`score`; None where getting it failed)."""
 
-    get: Callable[[Bench, Case], Any]
-    score: Callable[[Bench, Case, Any], Scores]
+    get: Get
+    score: Score
     asks: bool = False
     """Whether the model takes part."""
 
@@ -50,9 +53,12 @@ class Task:
 
     name: str
     title: str
-    modality: str
-    judge: str | None = None
-    """Name of the judge whose file the scores depend on."""
+    modalities: tuple[str, ...]
+    """Those whose tokenizers the scores depend on."""
+    judges: tuple[str, ...] = ()
+    """Names of the judges whose files the scores depend on."""
+    talks: bool = False
+    """Whether the model is asked in a conversation."""
     cases: Callable[[Bench], Callable[[int], Case]]
     """Function of the bench that gives a function of the case's number."""
     columns: Mapping[str, Column]
@@ -246,8 +252,6 @@ def voice_scores(bench: Bench, case: Case, audio: Audio | None) -> Scores:
 
 # ---- columns ----
 
-Get = Callable[[Bench, Case], Any]
-
 
 def shown(bench: Bench, case: Case) -> Any:
     """The real media."""
@@ -256,7 +260,7 @@ def shown(bench: Bench, case: Case) -> Any:
 
 def rebuilt(modality: str) -> Get:
     """What the tokenizer makes of the real media."""
-    return lambda bench, case: bench.rebuild(modality, case)
+    return lambda bench, case: bench.rebuild(modality, case.media, case)
 
 
 def told(modality: str, get: Get = shown) -> Get:
@@ -281,12 +285,18 @@ def heard(get: Get) -> Get:
 
 # ---- the table ----
 
+_JUDGED: dict[str, tuple[Callable[[Bench], Callable[[int], Case]], Score]] = {
+    "image": (image_cases, image_scores),
+    "music": (music_cases, music_scores),
+}
+"""Modality with a judge of that name -> its cases and what the judge finds."""
 _IMAGE_ROWS = (
     Row(measure="objects", title="object(s)"),
     Row(measure="place", title="place or relation"),
     Row(measure="background", title="background"),
     Row(measure="sizes", title="size(s)"),
 )
+_SCENE_TITLE = "object(s), relation, background all right"
 
 
 def _music_rows(target: float) -> tuple[Row, ...]:
@@ -294,11 +304,40 @@ def _music_rows(target: float) -> tuple[Row, ...]:
     return (*(Row(measure=name, title=name, target=target) for name in names), Row(measure="all", title="all four"))
 
 
+def _columns(modality: str, score: Score, get: Get | None, model_score: Score | None = None) -> dict[str, Column]:
+    """Real media, reconstructions and, with `get`, the model's answers; `model_score` where these are words."""
+    columns = {REAL: Column(get=shown, score=score), REBUILT: Column(get=rebuilt(modality), score=score)}
+    if get is not None:
+        columns[MODEL] = Column(get=get, score=model_score or score, asks=True)
+    return columns
+
+
+def _judged(
+    name: str,
+    title: str,
+    modality: str,
+    rows: tuple[Row, ...],
+    get: Get | None = None,
+    model_score: Score | None = None,
+) -> Task:
+    """A task about pictures or music; see `_columns`."""
+    cases, score = _JUDGED[modality]
+    return Task(
+        name=name,
+        title=title,
+        modalities=(modality,),
+        judges=(modality,),
+        cases=cases,
+        columns=_columns(modality, score, get, model_score),
+        rows=rows,
+    )
+
+
 def _speech_to_text(name: str, title: str, split: str, target: float) -> Task:
     return Task(
         name=name,
         title=title,
-        modality="speech",
+        modalities=("speech",),
         cases=speech_cases(split),
         columns={
             REBUILT: Column(get=told("speech", rebuilt("speech")), score=word_scores, asks=True),
@@ -315,14 +354,10 @@ def _voice(name: str, title: str, split: str) -> Task:
     return Task(
         name=name,
         title=title,
-        modality="speech",
-        judge="voice",
+        modalities=("speech",),
+        judges=("voice",),
         cases=voice_cases(split),
-        columns={
-            REAL: Column(get=shown, score=voice_scores),
-            REBUILT: Column(get=rebuilt("speech"), score=voice_scores),
-            MODEL: Column(get=made("speech"), score=voice_scores, asks=True),
-        },
+        columns=_columns("speech", voice_scores, made("speech")),
         rows=(Row(measure="closer", title="closer to the prompt's voice than to another", target=0.80),),
     )
 
@@ -330,66 +365,37 @@ def _voice(name: str, title: str, split: str) -> Task:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task(
-            name="image-tokenizer",
-            title="image tokenizer",
-            modality="image",
-            judge="image",
-            cases=image_cases,
-            columns={
-                REAL: Column(get=shown, score=image_scores),
-                REBUILT: Column(get=rebuilt("image"), score=image_scores),
-            },
-            rows=(
-                Row(
-                    measure="scene",
-                    title="object(s), relation, background all right",
-                    target=0.90,
-                    kind="share of real",
-                ),
-                *_IMAGE_ROWS,
-            ),
+        _judged(
+            "image-tokenizer",
+            "image tokenizer",
+            "image",
+            (Row(measure="scene", title=_SCENE_TITLE, target=0.90, kind="share of real"), *_IMAGE_ROWS),
         ),
-        Task(
-            name="image-to-text",
-            title="image to text",
-            modality="image",
-            judge="image",
-            cases=image_cases,
-            columns={
-                REAL: Column(get=shown, score=image_scores),
-                REBUILT: Column(get=rebuilt("image"), score=image_scores),
-                MODEL: Column(get=told("image"), score=image_caption_scores, asks=True),
-            },
-            rows=(Row(measure="all", title="every attribute right", target=0.75), *_IMAGE_ROWS),
+        _judged(
+            "image-to-text",
+            "image to text",
+            "image",
+            (Row(measure="all", title="every attribute right", target=0.75), *_IMAGE_ROWS),
+            told("image"),
+            image_caption_scores,
         ),
-        Task(
-            name="text-to-image",
-            title="text to image",
-            modality="image",
-            judge="image",
-            cases=image_cases,
-            columns={
-                REAL: Column(get=shown, score=image_scores),
-                REBUILT: Column(get=rebuilt("image"), score=image_scores),
-                MODEL: Column(get=made("image"), score=image_scores, asks=True),
-            },
-            rows=(
-                Row(measure="scene", title="object(s), relation, background all right", target=0.60),
-                *_IMAGE_ROWS,
-            ),
+        _judged(
+            "text-to-image",
+            "text to image",
+            "image",
+            (Row(measure="scene", title=_SCENE_TITLE, target=0.60), *_IMAGE_ROWS),
+            made("image"),
         ),
         _speech_to_text("speech-to-text-seen", "speech to text, seen voices", "heldout_sentences", 0.05),
         _speech_to_text("speech-to-text-unseen", "speech to text, unseen voices", "heldout_voices", 0.08),
         Task(
             name="text-to-speech",
             title="text to speech",
-            modality="speech",
+            modalities=("speech",),
             cases=speech_cases("heldout_sentences"),
             columns={
-                REAL: Column(get=heard(shown), score=heard_scores, asks=True),
-                REBUILT: Column(get=heard(rebuilt("speech")), score=heard_scores, asks=True),
-                MODEL: Column(get=heard(made("speech")), score=heard_scores, asks=True),
+                column: Column(get=heard(get), score=heard_scores, asks=True)
+                for column, get in ((REAL, shown), (REBUILT, rebuilt("speech")), (MODEL, made("speech")))
             },
             rows=(
                 Row(measure="wer", title="word error rate of our recogniser", target=0.15, kind="at most"),
@@ -398,32 +404,8 @@ TASKS: dict[str, Task] = {
         ),
         _voice("voice-seen", "text to speech with voice prompt, seen voices", "heldout_sentences"),
         _voice("voice-unseen", "text to speech with voice prompt, unseen voices", "heldout_voices"),
-        Task(
-            name="music-to-text",
-            title="music to text",
-            modality="music",
-            judge="music",
-            cases=music_cases,
-            columns={
-                REAL: Column(get=shown, score=music_scores),
-                REBUILT: Column(get=rebuilt("music"), score=music_scores),
-                MODEL: Column(get=told("music"), score=music_caption_scores, asks=True),
-            },
-            rows=_music_rows(0.80),
-        ),
-        Task(
-            name="text-to-music",
-            title="text to music",
-            modality="music",
-            judge="music",
-            cases=music_cases,
-            columns={
-                REAL: Column(get=shown, score=music_scores),
-                REBUILT: Column(get=rebuilt("music"), score=music_scores),
-                MODEL: Column(get=made("music"), score=music_scores, asks=True),
-            },
-            rows=_music_rows(0.70),
-        ),
+        _judged("music-to-text", "music to text", "music", _music_rows(0.80), told("music"), music_caption_scores),
+        _judged("text-to-music", "text to music", "music", _music_rows(0.70), made("music")),
     )
 }
-"""Every task by name, in the order of the report."""
+"""The tasks of base models by name, in the order of the report; those of chat models are in `chat`."""

@@ -63,7 +63,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(AnyGPTError, match="unknown task 'image-to-txt'.*did you mean 'image-to-text'"):
         evaluate(tasks=["image-to-txt"])
     with pytest.raises(CheckpointError, match="no such model"):
-        evaluate(model="missing/model", tasks=["image-to-text"])
+        evaluate(model_name_or_path="missing/model", tasks=["image-to-text"])
 
 
 def test_fingerprints_follow_contents(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import pytest
 from anygpt.errors import AnyGPTError
 from anygpt.evaluation.bench import Bench, Case
 from anygpt.evaluation.metrics import Scores
-from anygpt.evaluation.report import BEGIN, END, markdown, summarise, write_report
+from anygpt.evaluation.report import markdown, markers, summarise, write_report
 from anygpt.evaluation.run import Origin, run_tasks
 from anygpt.evaluation.tasks import COLUMNS, MODEL, REAL, REBUILT, TASKS, Column, Row, Task
+
+BEGIN, END = markers()
 
 
 class Counter:
@@ -24,8 +26,8 @@ class Counter:
         self.task = Task(
             name="numbers",
             title="numbers",
-            modality="image",
-            judge="image",
+            modalities=("image",),
+            judges=("image",),
             cases=lambda bench: lambda index: Case(index=index, seed=bench.case_seed(index), media=index, text="x"),
             columns=columns,
             rows=rows,
