@@ -19,8 +19,8 @@ question is left out.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anygpt.data.convert.source import checked_text
 from anygpt.data.dialogue import MediaRef, Message
+from anygpt.data.plain_text import checked_text
 from anygpt.errors import AnyGPTError
 from anygpt.modality import MODALITIES
 from anygpt.prompts.segments import Role

@@ -11,8 +11,8 @@ An answer before the first question is left out, as in LLaVA's own preprocessing
 from collections.abc import Mapping
 from typing import Any
 
-from anygpt.data.convert.source import checked_text
 from anygpt.data.dialogue import MediaRef, Message
+from anygpt.data.plain_text import checked_text
 from anygpt.errors import AnyGPTError
 from anygpt.prompts.segments import Role
 

@@ -4,11 +4,12 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from anygpt.data.convert.source import Draft, Source, checked_text, draft
+from anygpt.data.convert.source import Draft, Source, draft
 from anygpt.data.convert.store import Place
 from anygpt.data.dialogue import MediaRef, Message
 from anygpt.data.media_codes import Fault
 from anygpt.data.media_manifest import MediaManifest, Row
+from anygpt.data.plain_text import checked_text
 from anygpt.errors import AnyGPTError
 from anygpt.prompts.render import question
 from anygpt.prompts.tasks import TaskPrompts

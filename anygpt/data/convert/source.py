@@ -3,21 +3,17 @@
 import codecs
 import hashlib
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
-from anygpt.added_tokens import CHAT_CONTROLS, PRETRAINING_CONTROLS
 from anygpt.data.convert.store import MediaStore, Place
 from anygpt.data.dialogue import Dialogue, Message, check_messages
 from anygpt.data.media_codes import Fault
 from anygpt.data.media_manifest import parse_line
 from anygpt.errors import AnyGPTError
-from anygpt.modality import MODALITIES
 
 CHUNK_CHARS = 1 << 20
 
@@ -120,20 +116,6 @@ def draft(row: int, id: int | str, read: Callable[[], Iterable[Message]]) -> Dra
     return Draft(row=row, id=id, dialogue=dialogue)
 
 
-def checked_text(text: str, where: str) -> str:
-    """The text without space at its ends, as a training file may hold it.
-
-    Raises AnyGPTError for a control token or code in it, which a reader of the file would take for a real one, and for
-    half a surrogate pair.
-    """
-    found = _control_pattern().search(text)
-    if found:
-        raise AnyGPTError(f"{where} holds '{found[0]}', which training files reserve for control tokens and codes")
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise AnyGPTError(f"{where} holds half a surrogate pair, which is no character")
-    return text.strip()
-
-
 def array_items(file: TextIO) -> Iterator[Any]:
     """The items of a JSON array, one at a time. Raises AnyGPTError with the character where it is damaged."""
     decoder = json.JSONDecoder()
@@ -181,11 +163,3 @@ def _first_char(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
     return start[:1].decode("ascii", "replace")
-
-
-@cache
-def _control_pattern() -> re.Pattern[str]:
-    tags = [tag for spec in MODALITIES.values() for tag in (spec.start, spec.end)]
-    literals = [*PRETRAINING_CONTROLS, *CHAT_CONTROLS, "<s>", "</s>", "<unk>", *tags]
-    codes = [f"<{re.escape(spec.prefix)}[0-9]+>" for spec in MODALITIES.values()]
-    return re.compile("|".join([*map(re.escape, literals), *codes]))
