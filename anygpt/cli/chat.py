@@ -58,7 +58,7 @@ def chat(
     Args:
         prompt: A line of the conversation; give the flag several times for several.
         script: File with the lines of a conversation; `# …` is a heading for the page.
-        page: Also write the conversation as this Markdown file, its media in a folder of the same name.
+        page: Also write the conversation, where no line failed, as this Markdown file, its media in a folder beside it.
         model_name_or_path: Folder of a model, or the name of a shipped one; without it the shipped chat model.
         image_tokenizer_path: Image tokenizer: a folder of ours, or the released seed_quantizer.pt.
         speech_tokenizer_path: Speech tokenizer: a folder of ours, or the released SpeechTokenizer weights.
@@ -104,11 +104,11 @@ def chat(
         console.interact()
         return
     succeeded = console.run_all(lines if lines is not None else (("", line.strip()) for line in sys.stdin))
+    if not succeeded:
+        sys.exit(2)
     if page is not None:
         write_page(page, console.exchanges, introduction=_introduction(model_name_or_path, script, seed))
         print(page, file=sys.stderr)
-    if not succeeded:
-        sys.exit(2)
 
 
 def _check_any_line(lines: Sequence[str]) -> None:
