@@ -48,7 +48,7 @@ def models(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     tokens = build_added_tokens(text.size, ANY_LENGTH.values())
     vocabularies = [Vocabulary(text, tokens, modalities=ANY_LENGTH, template=name) for name in TEMPLATES]
     folder = tmp_path_factory.mktemp("golden")
-    build_llama(folder, vocabularies[0].size)
+    build_llama(folder, vocabularies[0].size, max_position_embeddings=1024)
     decoder = load_decoder(folder)
     return {vocabulary.template: model_of(vocabulary, decoder) for vocabulary in vocabularies}
 
