@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tokenizes the samples in data/pretrain/ with the shipped tokenizers: bash scripts/make_samples.sh
-# MEDIA=1 first makes the pictures and sounds anew, which needs the world's apt packages; ANYGPT is the command.
+# Tokenizes the samples in data/ with the shipped tokenizers: bash scripts/make_samples.sh
+# MEDIA=1 makes pictures, sounds and conversations anew, which needs the world's apt packages; ANYGPT is the command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,3 +20,9 @@ for modality in image speech music; do
     rm -f "data/pretrain/$modality/sample.jsonl"*
     "$anygpt" tokenize "data/pretrain/$modality/manifest.jsonl" --out "data/pretrain/$modality/sample.jsonl"
 done
+rm -f data/instruction/llava.jsonl*
+"$anygpt" convert llava data/instruction/llava.json --media data/pretrain/image/media --out data/instruction/llava.jsonl
+if [ -n "${MEDIA:-}" ]; then
+    rm -f data/instruction/world.jsonl*
+    "$anygpt" synth --count 30 --split heldout --seed 1 --out data/instruction/world.jsonl
+fi

@@ -28,7 +28,7 @@ from anygpt.synth.generators import BadItem, DialogueWriter, MediaGenerator, Plu
 from anygpt.world.splits import held_out, stable_hash
 
 KINDS = ("text", "image", "speech", "music")
-SCENARIOS = {f"{asked} to {answered}": (asked, answered) for asked, answered in itertools.product(KINDS, KINDS)}
+SCENARIOS = {f"{asked}-to-{answered}": (asked, answered) for asked, answered in itertools.product(KINDS, KINDS)}
 """Scenario -> what one of the user's messages carries, and what its answer does."""
 TOPICS, SITUATIONS = 10, len(SCENARIOS)
 """Topics asked for at once, and situations of each."""

@@ -23,9 +23,11 @@ from anygpt.data.convert.run import convert
 from anygpt.data.convert.source import array_items
 from anygpt.data.convert.store import MediaStore, Place
 from anygpt.data.instructions import turns_of
+from anygpt.data.jsonl import JsonlFile
 from anygpt.data.media_codes import Fault
 from anygpt.errors import AnyGPTError
 from anygpt.media import Audio, load_audio, load_image, save_audio, save_image
+from anygpt.paths import checkout_root
 from anygpt.tokenizers.base import load_tokenizer
 from anygpt.vocabulary import Vocabulary
 
@@ -513,3 +515,15 @@ def test_what_an_output_was_made_from_must_not_change(anyinstruct: Path, media: 
     write_json(anyinstruct, json.loads(anyinstruct.read_text())[:1] * 2)
     with pytest.raises(AnyGPTError, match="fingerprints|another source, or the source has changed"):
         convert("anyinstruct", anyinstruct, "out.jsonl", model=MODEL)
+
+
+@pytest.mark.parametrize("name", ["world", "llava"])
+def test_bundled_samples_are_small_and_whole(name: str) -> None:
+    root = checkout_root()
+    assert root is not None
+    path = root / "data" / "instruction" / f"{name}.jsonl"
+    vocab = Vocabulary.from_pretrained(root / "models" / "anygpt-mini-base")
+    rows = JsonlFile(path)
+    assert len(rows) == {"world": 30, "llava": 8}[name] and path.stat().st_size < 300_000
+    for number in range(len(rows)):
+        assert turns_of(rows[number], vocab, f"{path}: line {number + 1}")

@@ -109,9 +109,9 @@ def model(path: str, body: dict[str, Any]) -> Reply:
 
 def test_topics_then_situations_then_conversations(endpoint: FakeEndpoint) -> None:
     endpoint.otherwise = model
-    writer = create_writer("openai", settings(endpoint, scenarios=("image to music", "speech to speech"), model="gpt"))
+    writer = create_writer("openai", settings(endpoint, scenarios=("image-to-music", "speech-to-speech"), model="gpt"))
     dialogues = [writer.write(index) for index in range(20)]
-    assert {dialogue.scenario for dialogue in dialogues} == {"image to music", "speech to speech"}
+    assert {dialogue.scenario for dialogue in dialogues} == {"image-to-music", "speech-to-speech"}
     assert len({dialogue.topic for dialogue in dialogues[:16]}) == 1 and dialogues[16].topic != dialogues[0].topic
     for dialogue in dialogues:
         check_messages(dialogue)
@@ -136,7 +136,7 @@ def test_held_out_topics_are_no_topics_of_training(endpoint: FakeEndpoint) -> No
     endpoint.otherwise = model
     topics: dict[str, set[str]] = {}
     for split in ("train", "heldout"):
-        options = settings(endpoint, scenarios=("image to music",), split=split, model="gpt")
+        options = settings(endpoint, scenarios=("image-to-music",), split=split, model="gpt")
         writer = create_writer("openai", options)
         topics[split] = {writer.write(index).topic for index in range(0, 16 * 5, 16)}
     assert len(topics["train"]) == len(topics["heldout"]) == 5 and not topics["train"] & topics["heldout"]
@@ -171,7 +171,7 @@ def changed(at: int, **fields: Any) -> dict[str, Any]:
     ],
 )
 def test_an_unfit_answer_is_asked_for_again(endpoint: FakeEndpoint, answer: Any, problem: str) -> None:
-    writer = create_writer("openai", settings(endpoint, scenarios=("image to music",), model="gpt", attempts="2"))
+    writer = create_writer("openai", settings(endpoint, scenarios=("image-to-music",), model="gpt", attempts="2"))
     endpoint.otherwise = model
     writer.write(1)
     fenced = f"```json\n{json.dumps(GOOD)}\n```"
@@ -187,8 +187,8 @@ def test_an_unfit_answer_is_asked_for_again(endpoint: FakeEndpoint, answer: Any,
 def test_a_busy_server_is_asked_again(endpoint: FakeEndpoint) -> None:
     endpoint.otherwise = model
     endpoint.script = [(429, {"error": {"message": "slow down"}}), (503, b"no JSON"), (500, {})]
-    writer = create_writer("openai", settings(endpoint, scenarios=("image to music",), model="gpt"))
-    assert writer.write(0).scenario == "image to music"
+    writer = create_writer("openai", settings(endpoint, scenarios=("image-to-music",), model="gpt"))
+    assert writer.write(0).scenario == "image-to-music"
     assert len(endpoint.requests) == 6
 
 
@@ -278,8 +278,8 @@ def test_mistakes_in_options(endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyP
     ):
         with pytest.raises((AnyGPTError, ConfigError), match=error):
             create_writer("openai", settings(endpoint, **options))
-    with pytest.raises(AnyGPTError, match="unknown scenario 'image to musik' .did you mean"):
-        create_writer("openai", settings(endpoint, scenarios=("image to musik",), model="x"))
+    with pytest.raises(AnyGPTError, match="unknown scenario 'image-to-musik' .did you mean"):
+        create_writer("openai", settings(endpoint, scenarios=("image-to-musik",), model="x"))
     with pytest.raises(AnyGPTError, match="image_model=NAME"):
         create_media("openai", settings(endpoint, model="x"))
     monkeypatch.delenv("OPENAI_API_KEY")
