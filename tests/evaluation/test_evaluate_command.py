@@ -1,12 +1,15 @@
 """`anygpt eval` from flags to report, with the tiny model and judges that know nothing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from fixtures_tiny import MODEL
 
 from anygpt.cli.evaluate import evaluate, fingerprint
 from anygpt.errors import AnyGPTError, CheckpointError
+from anygpt.evaluation.chat_tasks import CHAT_TASKS
 from anygpt.evaluation.judges import ImageJudge, MusicJudge, VoiceJudge
 from anygpt.evaluation.tasks import TASKS
 from anygpt.world.emoji import glyph
@@ -57,6 +60,29 @@ def test_tokenizers_alone(tiny_home: Path) -> None:
     summary = json.loads(Path("docs/quality.json").read_text())
     assert {row["task"] for row in summary["rows"]} == {"image-tokenizer", "text-to-image"}
     assert all(set(row["columns"]) == {"real", "reconstruction"} for row in summary["rows"])
+
+
+@pytest.mark.usefixtures("world")
+def test_a_chat_model_has_its_own_section(tiny_home: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_home / "models" / MODEL, tmp_path / "tiny-chat")
+    base_tasks = ["image-to-text"]
+    evaluate(n=1, tasks=base_tasks)
+    main, scores = Path("docs/quality.md").read_text(), set(Path("runs/eval").iterdir())
+    tasks = ["chat-modality,chat-picture-made", *base_tasks]
+    evaluate(n=2, tasks=tasks, model_name_or_path=str(model))
+    text = Path("docs/quality.md").read_text()
+    assert text.startswith(main.rstrip()) and "<!-- anygpt eval tiny-chat: begin -->" in text
+    summary = json.loads(Path("docs/quality-tiny-chat.json").read_text())
+    assert [task for task in CHAT_TASKS if task in ",".join(tasks)] + base_tasks == list(
+        dict.fromkeys(row["task"] for row in summary["rows"])
+    )
+    assert all(("base" in row) == (row["task"] in base_tasks) for row in summary["rows"])
+    assert set(Path("runs/eval").iterdir()) == scores | {Path("runs/eval/tiny-chat")}
+    kept = {path: path.read_text() for path in Path("runs/eval/tiny-chat").iterdir()}
+    assert {path.name for path in kept} >= {"chat-modality.model.jsonl", "image-to-text.model.jsonl"}
+    evaluate(n=2, tasks=tasks, model_name_or_path=str(model))
+    assert {path: path.read_text() for path in Path("runs/eval/tiny-chat").iterdir()} == kept
+    assert Path("docs/quality.md").read_text() == text
 
 
 def test_mistakes_are_named() -> None:

@@ -9,7 +9,14 @@ import pytest
 from anygpt.errors import AnyGPTError
 from anygpt.evaluation.bench import Bench, Case
 from anygpt.evaluation.metrics import Scores
-from anygpt.evaluation.report import markdown, markers, summarise, write_report
+from anygpt.evaluation.report import (
+    compare_with_base,
+    markdown,
+    markers,
+    read_summary,
+    summarise,
+    write_report,
+)
 from anygpt.evaluation.run import Origin, run_tasks
 from anygpt.evaluation.tasks import COLUMNS, MODEL, REAL, REBUILT, TASKS, Column, Row, Task
 
@@ -147,6 +154,63 @@ def test_the_rest_of_the_document_stays(tmp_path: Path) -> None:
     path.write_text("# Mine\n")
     write_report(path, summary)
     assert path.read_text().startswith("# Mine\n\n" + BEGIN)
+
+
+def test_a_measure_of_some_cases_is_estimated_over_these(tmp_path: Path) -> None:
+    counter = Counter()
+    results = run_tasks([counter.task], bench(tmp_path), cases=4, out=tmp_path / "out", origin=origin())
+    for name, outcome in results["numbers"].items():
+        for index, scores in enumerate(outcome.scores):
+            if name == REAL or index == 0:
+                del scores["even"]
+    even, total = summarise([counter.task], results, seed=0)
+    assert {name: rate["cases"] for name, rate in even["columns"].items()} == {REBUILT: 3, MODEL: 3}
+    assert {name: rate["cases"] for name, rate in total["columns"].items()} == dict.fromkeys(COLUMNS, 4)
+    assert "| – |" in markdown({"model": "m", "command": "c", "seed": 0, "judges": {}, "rows": [even]})
+
+
+def test_other_models_have_sections_of_their_own(tmp_path: Path) -> None:
+    summary, path = summary_of(Counter(), tmp_path), tmp_path / "quality.md"
+    write_report(path, summary)
+    main = path.read_text()
+    written = write_report(path, {**summary, "model": "chat"}, section="chat")
+    text = path.read_text()
+    assert text.startswith(main.rstrip()) and "## Quality of chat" in text
+    assert [file.name for file in written] == ["quality.md", "quality-chat.json"]
+    assert read_summary(tmp_path / "quality.json")["model"] == "m"
+    path.write_text(text + "\nlast\n")
+    write_report(path, {**summary, "model": "again"}, section="chat")
+    assert path.read_text() == text.replace("Quality of chat", "Quality of again") + "\nlast\n"
+    write_report(path, {**summary, "model": "base"})
+    assert "Quality of again" in path.read_text() and "Quality of base" in path.read_text()
+
+
+def test_the_loss_against_the_base_model(tmp_path: Path) -> None:
+    def rows(even: float, wer: float) -> list[dict[str, Any]]:
+        measures = (("even", even, {"kind": "at least", "value": 0.4}), ("wer", wer, {"kind": "at most", "value": 0.1}))
+        rate, *_ = (row["columns"][MODEL] for row in summary["rows"])
+        return [
+            {**summary["rows"][0], "measure": name, "target": target, "columns": {MODEL: {**rate, "value": value}}}
+            for name, value, target in measures
+        ]
+
+    summary = summary_of(Counter(), tmp_path)
+    for changes, met in (((0.46, 0.25), [True, True]), ((0.4, 0.26), [False, False]), ((0.9, 0.0), [True, True])):
+        found = rows(*changes)
+        compare_with_base(found, {"model": "b", "rows": rows(0.51, 0.2)})
+        assert [row["base"]["met"] for row in found] == met
+    text = markdown({**summary, "base": "b", "rows": found})
+    assert "| base model | cases |" in text and "51.0 (+39.0 ✓)" in text and "20.0 (-20.0 ✓)" in text
+    compare_with_base(found := summary["rows"], {"model": "b", "rows": []})
+    assert all("base" not in row for row in found)
+
+
+def test_what_is_no_report_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "quality.json"
+    for text in ("{", "[]", "{}", '{"rows": []}'):
+        path.write_text(text)
+        with pytest.raises(AnyGPTError, match=r"quality.json: not the report"):
+            read_summary(path)
 
 
 def test_targets_look_at_the_right_column() -> None:
