@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from anygpt.engine import AnyGPT
 
 FORMAT, VERSION = "anygpt-conversation", 1
-MAX_BYTES = 1 << 24
+MAX_BYTES = 1 << 22
 MAX_TURNS = 10_000
 MAX_MEDIA_BYTES = 1 << 28
 """A larger media file is not copied beside the conversation."""

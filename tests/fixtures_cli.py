@@ -47,17 +47,18 @@ def environment(**more: str) -> dict[str, str]:
 class Terminal:
     """The command on a pseudo-terminal, as someone sits before it."""
 
-    def __init__(self, *words: str, **more: str) -> None:
-        """`more` are variables of its environment."""
+    def __init__(self, *words: str, first: str = "", **more: str) -> None:
+        """`first` is code that runs before the command, `more` are variables of its environment."""
+        run = f"{first}\nimport sys; from anygpt.cli.main import main; main(sys.argv[1:])"
         self._child, self._fd = pty.fork()
         if self._child == 0:
             # A test run in the background of a shell ignores or blocks Ctrl-C, and would hand that on.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            os.execve(sys.executable, [sys.executable, "-m", "anygpt", *words], environment(**more))
+            os.execve(sys.executable, [sys.executable, "-c", run, *words], environment(**more))
         self.text = ""
 
-    def wait_for(self, pattern: str, *, seconds: float = 60) -> str:
+    def wait_for(self, pattern: str, *, seconds: float = 200) -> str:
         """Read until `pattern` shows up behind what was read before; returns what came."""
         begin, deadline = len(self.text), time.monotonic() + seconds
         while not re.search(pattern, self.text[begin:]):
@@ -74,8 +75,8 @@ class Terminal:
         os.write(self._fd, keys.encode())
 
     def interrupt_until(self, pattern: str, *, tries: int = 20) -> None:
-        """Press Ctrl-C until `pattern` shows up: one that comes while readline only just begins to wait has no effect
-        before the next key, a person would press again."""
+        """Press Ctrl-C until `pattern` shows up: one that comes while reading only just begins has no effect before the
+        next key, a person would press again."""
         for _ in range(tries):
             os.kill(self._child, signal.SIGINT)
             with contextlib.suppress(AssertionError):

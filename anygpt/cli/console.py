@@ -18,16 +18,17 @@ QUIT = ("quit", "exit")
 
 
 class LineReader:
-    """Lines from someone at a terminal, with line editing, history and completion (Tab)."""
+    """Lines from someone at a terminal, with line editing, history and completion (Tab) where it isn't a dumb one."""
 
     def __init__(self, *, history: Path | None = None, completer: "Completer | None" = None) -> None:
         """`history` is the file that keeps lines from one run to the next; without it they last for this one."""
         self._pending: list[str] = []
         self._ask: Callable[[], str] = lambda: input(PROMPT)
-        if sys.stdout.isatty():
-            from prompt_toolkit import PromptSession
-            from prompt_toolkit.shortcuts import CompleteStyle
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.shortcuts import CompleteStyle
+        from prompt_toolkit.utils import is_dumb_terminal
 
+        if sys.stdout.isatty() and not is_dumb_terminal():
             session: PromptSession[str] = PromptSession(
                 PROMPT,
                 history=_history(history),
