@@ -7,14 +7,13 @@ the answers before the judged one are the model's own, unless a task gives those
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from anygpt.data.dialogue import HEARD, REPLY, Check, Dialogue, MediaRef, Message, to_turns
 from anygpt.evaluation.bench import Bench, Case
 from anygpt.evaluation.metrics import Scores, compare, word_errors
 from anygpt.evaluation.tasks import IMAGE_MEASURES, MUSIC_MEASURES, Get, Score, heard_scores
 from anygpt.prompts.segments import Turn
-from anygpt.session import Done, Event, MediaMade
 from anygpt.synth.world import WorldMedia
 from anygpt.vocabulary import Text
 from anygpt.world.dialogues import DialogueWorld
@@ -190,14 +189,33 @@ def _encoder(bench: Bench) -> Callable[[MediaRef], Any]:
     return lambda ref: bench.tokenizer(ref.modality).encode([_make(ref)])[0]
 
 
-def read_reply(events: Iterable[Event]) -> Reply:
+@runtime_checkable
+class MediaEvent(Protocol):
+    """A picture or sound of an answer (`anygpt.session.MediaMade`)."""
+
+    @property
+    def modality(self) -> str: ...
+
+    @property
+    def media(self) -> Any: ...
+
+
+@runtime_checkable
+class EndEvent(Protocol):
+    """The end of an answer (`anygpt.session.Done`)."""
+
+    @property
+    def turn(self) -> Turn: ...
+
+
+def read_reply(events: Iterable[Any]) -> Reply:
     """The answer that the events of `Session.send` make."""
     media: list[tuple[str, Any]] = []
     turn: Turn | None = None
     for event in events:
-        if isinstance(event, MediaMade):
+        if isinstance(event, MediaEvent):
             media.append((event.modality, event.media))
-        elif isinstance(event, Done):
+        elif isinstance(event, EndEvent):
             turn = event.turn
     assert turn is not None, "an answer without an end"
     texts: list[str] = []
