@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from fixtures_tiny import MODEL, SPECS
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from anygpt.cli.main import main
 from anygpt.code_strings import codes_to_string
+from anygpt.data.convert import run as run_module
 from anygpt.data.convert import source as source_module
 from anygpt.data.convert import store as store_module
 from anygpt.data.convert.run import convert
@@ -397,11 +399,17 @@ def test_damaged_archives(tmp_path: Path, media: Path) -> None:
 
 @given(
     items=st.lists(
-        st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x))
+        st.recursive(
+            st.none() | st.integers() | st.text(),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+            max_leaves=4,
+        ),
+        max_size=4,
     ),
     chunk=st.integers(1, 30),
     indent=st.none() | st.integers(0, 3),
 )
+@settings(max_examples=40)
 def test_an_array_read_in_pieces_is_what_json_reads(items: list[Any], chunk: int, indent: int | None) -> None:
     text = json.dumps(items, indent=indent, ensure_ascii=False)
     with pytest.MonkeyPatch.context() as patch:
@@ -499,9 +507,18 @@ def test_a_run_stopped_at_any_step_ends_like_an_undisturbed_one(
     assert stop_at > 8
 
 
-def test_several_workers_give_the_same(anyinstruct: Path) -> None:
+def test_several_workers_give_the_same(anyinstruct: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes to worker processes and back pickles; that they keep the order is the test of `ordered_map`."""
+
+    def pickled_map(setup: Any, tasks: Any, *, workers: int) -> Any:
+        assert workers == 2
+        function = pickle.loads(pickle.dumps(setup))(1)
+        for task in tasks:
+            yield pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(task)))))
+
     one = convert("anyinstruct", anyinstruct, "one.jsonl", model=MODEL, batch_size=1)
-    two = convert("anyinstruct", anyinstruct, "two.jsonl", model=MODEL, batch_size=1, workers=2)
+    monkeypatch.setattr(run_module, "ordered_map", pickled_map)
+    two = convert("anyinstruct", anyinstruct, "two.jsonl", model=MODEL, batch_size=1, workers=5)
     assert two.out.read_bytes() == one.out.read_bytes()
 
 

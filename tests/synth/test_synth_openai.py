@@ -6,17 +6,22 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from fixtures_tiny import MODEL
 from PIL import Image
 
+from anygpt.cli.main import main
 from anygpt.data.dialogue import MediaRef, check_messages
+from anygpt.data.instructions import turns_of
 from anygpt.errors import AnyGPTError, ConfigError
 from anygpt.media import Audio
 from anygpt.synth.generators import BadItem, PluginSettings, create_media, create_writer
+from anygpt.vocabulary import Vocabulary
 
 pytest.importorskip("openai", reason="the extra `synth` is not installed")
 
@@ -285,3 +290,39 @@ def test_mistakes_in_options(endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(AnyGPTError, match="OPENAI_API_KEY is not set"):
         create_writer("openai", PluginSettings(options={"model": "x"}))
+
+
+def test_the_whole_command(
+    endpoint: FakeEndpoint, tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
+    monkeypatch.chdir(tmp_path)
+    Path("tune.wav").write_bytes(wav())
+    Path("tunes.jsonl").write_text('{"music": "tune.wav", "text": "slow piano, sad"}\n')
+    image = {"created": 0, "data": [{"b64_json": base64.b64encode(png()).decode()}]}
+    replies: dict[str, Reply] = {"/v1/images/generations": (200, image), "/v1/audio/speech": (200, wav())}
+    endpoint.otherwise = lambda path, body: replies[path] if path in replies else model(path, body)
+    options = {
+        "openai.url": endpoint.url,
+        "openai.model": "gpt",
+        "openai.image_model": "painter",
+        "openai.speech_model": "speaker",
+        "folder.manifest": "tunes.jsonl",
+    }
+    tokenizers = {"image": "seed-tiny", "speech": "speech-tiny", "music": "music-tiny"}
+    words = ["synth", "--out", "out.jsonl", "--count", "3", "--scenarios", "image-to-music"]
+    words += ["--writer", "openai", "--media", "openai,folder"]
+    words += [word for name, value in options.items() for word in ("--option", f"{name}={value}")]
+    words += [word for name, value in tokenizers.items() for word in (f"--{name}-tokenizer-path", value)]
+    main(words)
+    vocab = Vocabulary.from_pretrained(tiny_home / "models" / MODEL)
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 3
+    for row in rows:
+        turns = turns_of(row, vocab, "row")
+        assert [[item.modality for item in turn.media] for turn in turns] == [
+            ["image"],
+            ["music"],
+            ["speech"],
+            ["speech"],
+        ]
