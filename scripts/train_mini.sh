@@ -36,9 +36,9 @@ PYTHON
 
 make_data() {
   "$python" -m anygpt world text --out "$out/mini" --count 1024
-  "$python" -m anygpt world image --out "$out/mini/data" --count "${IMAGES:-32000}"
-  "$python" -m anygpt world speech --out "$out/mini/data" --count "${UTTERANCES:-20000}"
-  "$python" -m anygpt world music --out "$out/mini/data" --count "${CLIPS:-6000}"
+  "$python" -m anygpt world image --out "$out/mini/data" --count "${IMAGES:-100000}"
+  "$python" -m anygpt world speech --out "$out/mini/data" --count "${UTTERANCES:-40000}"
+  "$python" -m anygpt world music --out "$out/mini/data" --count "${CLIPS:-12000}"
 }
 
 train_stage1() {
