@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from anygpt.data.instructions import MESSAGE_CONTROLS
+from anygpt.devices import find_device
 from anygpt.errors import AnyGPTError, CheckpointError, MediaError, nearest
 from anygpt.forms import TEXT, parse_form, split_bars
 from anygpt.generation.grammar import Grammar, Request
@@ -143,7 +144,7 @@ class AnyGPT:
         names the file or setting.
         """
         folder = find_model(model)
-        where = _device(device)
+        where = find_device(device)
         vocabulary = Vocabulary.from_pretrained(folder)
         tokenizers = MediaTokenizers(
             vocabulary.specs,
@@ -365,17 +366,6 @@ def find_model(model: Path | str | None) -> Path:
         except AnyGPTError:
             pass
     raise CheckpointError(f"{folder}: no such model folder")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise AnyGPTError(f"device '{name}' is not available here; expected auto, cpu or cuda") from None
-    return device
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

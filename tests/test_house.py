@@ -32,7 +32,7 @@ FLOORS = (
     ("tokenizers",),
     ("modality",),
     ("media", "containers"),
-    ("config", "paths"),
+    ("config", "paths", "devices"),
     ("errors",),
 )
 """From the top down, as in docs/architecture.md; a new module has to be given its place here."""

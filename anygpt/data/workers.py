@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from anygpt.devices import find_device
 from anygpt.errors import AnyGPTError
 
 Task = TypeVar("Task")
@@ -78,15 +79,9 @@ def device_names(name: str) -> tuple[str, ...]:
 
     Raises AnyGPTError for a device that isn't here.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    names = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) if name == "cuda" else (name,)
-    try:
-        for each in names or (name,):
-            torch.zeros(1, device=each).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise AnyGPTError(f"device '{name}' is not available here; expected auto, cpu or cuda") from None
-    return names
+    if find_device(name) == torch.device("cuda"):
+        return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+    return ("cpu" if name == "auto" else name,)
 
 
 class _Worker:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from anygpt.config import from_dict, read_mapping
 from anygpt.errors import CheckpointError, CodeError, ConfigError, MediaError, nearest
 from anygpt.media import Audio
+from anygpt.tokenizers.weights import read_safetensors
 
 FolderConfig = TypeVar("FolderConfig")
 
@@ -87,16 +88,7 @@ def read_folder_config(cls: type[FolderConfig], folder: Path) -> FolderConfig:
 
 def load_safetensors(module: nn.Module, path: Path) -> None:
     """Load a safetensors file into `module`, strictly; 16-bit weights are widened."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing; it holds the network's weights")
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
-    load_strictly(module, state, source=str(path))
+    load_strictly(module, read_safetensors(path), source=str(path))
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -5,7 +5,6 @@ Shape suffixes: K levels that the language model sees, T frames.
 
 import hashlib
 import importlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anygpt.config import read_mapping
 from anygpt.errors import CheckpointError, nearest
 
 TOKENIZER_CLASSES: dict[str, str] = {
@@ -75,7 +75,7 @@ def load_tokenizer(folder: Path | str, *, device: str | torch.device = "cpu") ->
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise CheckpointError(f"{config_path}: missing; a tokenizer folder holds config.json and safetensors weights")
-    name = json.loads(config_path.read_text(encoding="utf-8")).get("class", "")
+    name = str(read_mapping(config_path).get("class", ""))
     if name not in TOKENIZER_CLASSES:
         known = f"{nearest(name, TOKENIZER_CLASSES)}; known: {', '.join(TOKENIZER_CLASSES)}"
         raise CheckpointError(f"{config_path}: unknown class '{name}'{known}")

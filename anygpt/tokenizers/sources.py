@@ -57,7 +57,7 @@ def find_tokenizer(modality: str, name_or_path: str | None = None) -> str:
 
 
 def choose_tokenizer(modality: str, tokenizer: str | None, paths: TokenizerPaths) -> TokenizerPaths:
-    """The paths of one tokenizer: of `tokenizer` (a name, folder or file), else what `paths` give, else the shipped one.
+    """The paths of one tokenizer: of `tokenizer` (name, folder or file), else what `paths` give, else the shipped one.
 
     Raises AnyGPTError where both are given, and as `find_tokenizer` does.
     """

@@ -1,13 +1,26 @@
-"""Writing network weights as safetensors."""
+"""Network weights as safetensors, read and written."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
+from anygpt.errors import CheckpointError
 from anygpt.media import atomic_write
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name. Raises CheckpointError naming the file when it is missing or damaged."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing; a tokenizer folder holds config.json and its safetensors weights")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: damaged, or no safetensors file ({reason})") from None
 
 
 def save_safetensors(

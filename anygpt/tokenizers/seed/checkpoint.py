@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from anygpt.errors import CheckpointError
 from anygpt.tokenizers.seed.config import SeedConfig
 from anygpt.tokenizers.seed.model import SeedModel
+from anygpt.tokenizers.weights import read_safetensors
 
 
 def load_safetensors(module: nn.Module, path: Path) -> None:
@@ -21,12 +20,7 @@ def load_safetensors(module: nn.Module, path: Path) -> None:
 
     Raises CheckpointError naming the file and the key.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing; a tokenizer folder holds config.json and its safetensors weights")
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged, or no safetensors file ({_one_line(error)})") from None
+    state = read_safetensors(path)
     extra = state.keys() - module.state_dict().keys()
     if extra:
         raise CheckpointError(f"{path}: {_listed(extra)} not part of the model that config.json describes")
