@@ -45,8 +45,8 @@ def write_stage2_config(folder: Path, base: Path, **changes: Any) -> Path:
         "validation_limit": 6,
         "scenario_limit": 2,
         "trainer": {
-            "max_steps": 16, "gradient_accumulation_steps": 2, "logging_steps": 1, "eval_strategy": "steps",
-            "eval_steps": 8, "save_steps": 4, "use_cpu": True, "report_to": "none", "disable_tqdm": True,
+            "max_steps": 10, "gradient_accumulation_steps": 2, "logging_steps": 1, "eval_strategy": "steps",
+            "eval_steps": 5, "save_steps": 5, "use_cpu": True, "report_to": "none", "disable_tqdm": True,
         },
     }  # fmt: skip
     config = {key: value for key, value in {**config, **changes}.items() if value is not None}

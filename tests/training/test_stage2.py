@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from anygpt.config import load_config
+from anygpt.engine import AnyGPT
 from anygpt.errors import AnyGPTError
 from anygpt.generation.llama import load_decoder
 from anygpt.manifest import read_manifest
@@ -34,7 +35,7 @@ from anygpt.vocabulary import Vocabulary
 
 ROOT = checkout_root()
 LORA = {"optimizer": None, "lora": {"r": 4, "alpha": 16, "dropout": 0.1}}
-LORA_STEPS = {"max_steps": 6, "save_steps": 3, "learning_rate": 0.02, "eval_strategy": "no"}
+LORA_STEPS = {"max_steps": 4, "save_steps": 2, "learning_rate": 0.02, "eval_strategy": "no"}
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +90,8 @@ def test_a_killed_run_ends_like_an_undisturbed_one(undisturbed: tuple[Path, Path
     command = [sys.executable, "-m", "anygpt", "train", "stage2", "--config", str(config), "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (out / "checkpoint-4" / "complete").exists():
+    deadline = time.monotonic() + 400
+    while not (out / "checkpoint-5" / "complete").exists():
         assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -111,7 +112,7 @@ def test_a_stopped_lora_run_ends_like_an_undisturbed_one(adapter: tuple[Path, Pa
     config, whole = adapter
     out = tmp_path / "out"
     shutil.copytree(whole, out)
-    for folder in (out / "checkpoint-6", out / "model"):
+    for folder in (out / "checkpoint-4", out / "model"):
         shutil.rmtree(folder)
     train_stage2(config, out, overrides=LORA_STEPS)
     assert _log(out, "loss") == _log(whole, "loss")
@@ -134,6 +135,8 @@ def test_an_adapter_answers_like_the_merged_model_and_like_peft(
     merged = merge_adapter(folder, tmp_path / "merged")
     assert torch.equal(_logits(folder), _logits(merged))
     assert (_logits(folder) - _logits(base)).abs().max() > 0.05
+    model = AnyGPT.from_pretrained(folder)
+    assert model.vocabulary.template == "AnyGPT" and torch.equal(model.decoder.head, load_decoder(merged).head)
     manifest = read_manifest(merged)
     assert manifest is not None and manifest.base_weights is None and manifest.template == "AnyGPT"
     whole = LlamaForCausalLM.from_pretrained(merged)
