@@ -3,11 +3,11 @@
 import re
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -32,6 +32,10 @@ from anygpt.prompts.tasks import TaskPrompts
 from anygpt.prompts.templates import Direction, get_template, load_templates
 from anygpt.session import Session
 from anygpt.vocabulary import Span, Text, Vocabulary
+
+if TYPE_CHECKING:
+    from anygpt.generation.reading import TextPiece
+    from anygpt.streaming import AudioChunk
 
 DEFAULT_MODEL = "anygpt-mini-base"
 MIN_VOICE_S = 0.5
@@ -228,6 +232,14 @@ class AnyGPT:
             seconds=time.perf_counter() - began,
             **answer,
         )
+
+    def stream(
+        self, prompt: str, *, seed: int | None = None, **settings: Any
+    ) -> "Iterator[TextPiece | AudioChunk | Result]":
+        """As `run`, with the answer in parts while it is made: text, sound in chunks, and the `Result` last."""
+        from anygpt.streaming import stream
+
+        return stream(self, prompt, seed=_seed(seed if seed is not None else self.seed), **settings)
 
     def session(self, *, seed: int | None = None) -> Session:
         """A new conversation with this model, in the template of its `anygpt.json` (without one: the released chat

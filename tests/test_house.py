@@ -22,7 +22,7 @@ PACKAGE = ROOT / "anygpt"
 
 FLOORS = (
     ("cli",),
-    ("engine", "session", "media_tokenizers", "forms", "chat_lines", "conversation"),
+    ("engine", "session", "streaming", "media_tokenizers", "forms", "chat_lines", "conversation"),
     ("training", "evaluation", "synth"),
     ("generation",),
     ("world",),

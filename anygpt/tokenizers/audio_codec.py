@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from anygpt.config import from_dict, read_mapping
 from anygpt.errors import CheckpointError, CodeError, ConfigError, MediaError, nearest
 from anygpt.media import Audio
+from anygpt.tokenizers.streams import Stage
 from anygpt.tokenizers.weights import read_safetensors
 
 FolderConfig = TypeVar("FolderConfig")
@@ -52,6 +53,9 @@ class AudioCodecModel(Protocol):
 
     def decode(self, codes_KBT: Tensor) -> Tensor:
         """Waveform [B, 1, T * hop_length] of the first K levels, K from 1 to `n_q`."""
+
+    def decode_stages(self) -> list[Stage]:
+        """`decode` in parts, each of which can run over pieces: codes [K, B, T] in, waveform out."""
 
 
 def load_codec(

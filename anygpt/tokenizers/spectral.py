@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from anygpt.config import from_dict
 from anygpt.errors import CodeError, ConfigError
 from anygpt.tokenizers.rvq import ResidualVectorQuantizer
+from anygpt.tokenizers.streams import Stage, Windowed
 
 _POWER_FLOOR = 1e-6
 """Power added before every logarithm of an input feature: about 40 dB below quiet speech."""
@@ -338,6 +339,14 @@ class SpectralCodec(nn.Module):
         if low < 0 or high >= self.codebook_size:
             raise CodeError(f"decode: codes from {low} to {high}; need 0 to {self.codebook_size - 1}")
         return self.synthesize(self.vectors(codes_KBT)).unsqueeze(1)
+
+    def decode_stages(self) -> list[Stage]:
+        """`decode` as one window: every block looks half a kernel to each side, the frames of the inverse STFT reach
+        as far as their window."""
+        window, hop = self.config.synthesis
+        overlap = -(-(window - hop) // (2 * self.hop_length))
+        context = self.config.decoder_depth * (self.config.kernel_size // 2) + overlap
+        return [Windowed(self.decode, context, self.hop_length)]
 
     def vectors(self, codes_KBT: Tensor) -> Tensor:
         """Sum of the vectors of the first K levels, [B, T, dimension]."""

@@ -3,6 +3,7 @@
 Shape suffixes: B batch, K levels, T frames or samples.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anygpt.errors import CheckpointError
+from anygpt.tokenizers.streams import Conv, Recurrent, Stage, Upsample, Windowed, context_frames
 
 if TYPE_CHECKING:
     from transformers import EncodecModel
@@ -45,6 +47,7 @@ class HFEncodec(nn.Module):
         self.hop_length = int(config.hop_length)
         self.codebook_size = int(config.codebook_size)
         self.n_q = num_codebooks
+        self.norm_type = config.norm_type
         by_levels = {
             self.quantizer.get_num_quantizers_for_bandwidth(bandwidth): bandwidth
             for bandwidth in config.target_bandwidths
@@ -79,3 +82,42 @@ class HFEncodec(nn.Module):
     def decode(self, codes_KBT: Tensor) -> Tensor:
         """Waveform [B, 1, T * hop_length] of the first K levels."""
         return cast(Tensor, self.decoder(self.quantizer.decode(codes_KBT)))
+
+    def decode_stages(self) -> list[Stage]:
+        """`decode` in parts: convolutions, the forward LSTM, convolutions.
+
+        With `time_group_norm`, which normalises over the whole recording, it is one part that needs all frames.
+        """
+        if self.norm_type == "time_group_norm":
+            return [Windowed(self.decode, None, self.hop_length)]
+        before, lstm, *rest = self.decoder.layers
+        after, core = nn.Sequential(*rest), cast(nn.LSTM, lstm.lstm)
+        return [
+            Windowed(lambda codes_KBT: before(self.quantizer.decode(codes_KBT)), context_frames(_layers(before))),
+            Recurrent(lambda x_BCT, state: _advance(core, x_BCT, state)),
+            Windowed(after, context_frames(_layers(after)), self.hop_length),
+        ]
+
+
+def _advance(lstm: nn.LSTM, x_BCT: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """What transformers' `EncodecLSTM` computes, with the state that it throws away."""
+    x_TBC = x_BCT.permute(2, 0, 1)
+    y_TBC, state = lstm(x_TBC, state)
+    return (y_TBC + x_TBC).permute(1, 2, 0), state
+
+
+def _layers(module: nn.Module) -> list[Conv | Upsample]:
+    """The layers of `module` that look beyond a sample. A block's branches run side by side, but only one of them has
+    any."""
+    from transformers.models.encodec.modeling_encodec import EncodecConv1d, EncodecConvTranspose1d
+
+    layers: list[Conv | Upsample] = []
+    for child in module.modules():
+        if isinstance(child, EncodecConv1d):
+            padding = int(child.padding_total)
+            layers.append(Conv(padding if child.causal else padding - padding // 2))
+        elif isinstance(child, EncodecConvTranspose1d):
+            kernel, stride = child.conv.kernel_size[0], child.conv.stride[0]
+            right = math.ceil((kernel - stride) * child.trim_right_ratio) if child.causal else (kernel - stride) // 2
+            layers.append(Upsample(kernel, stride, kernel - stride - right))
+    return layers

@@ -24,6 +24,7 @@ from anygpt.tokenizers.audio_codec import (
 )
 from anygpt.tokenizers.base import ModalityTokenizer
 from anygpt.tokenizers.encodec.hf import HFEncodec, HFEncodecConfig
+from anygpt.tokenizers.streams import CodecStream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,12 @@ class EncodecTokenizer(ModalityTokenizer):
             raise TypeError(f"unknown settings {', '.join(settings)}; {self.modality} takes none")
         check_codes(codes_KT, levels=[self.num_codebooks], codebook_size=self.codebook_size, what=self.modality)
         return decode_wave(self.model, codes_KT)
+
+    def stream(self, *, generator: torch.Generator | None = None, **settings: Any) -> CodecStream:
+        """Decodes one recording while its codes arrive; the pieces are, joined, what `decode` gives."""
+        if settings:
+            raise TypeError(f"unknown settings {', '.join(settings)}; {self.modality} takes none")
+        return CodecStream(self.model)
 
     def code_defining_tensors(self) -> Iterable[tuple[str, Tensor]]:
         return code_defining_tensors(self.model, self.num_codebooks)

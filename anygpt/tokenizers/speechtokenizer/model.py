@@ -12,6 +12,7 @@ from anygpt.config import from_dict
 from anygpt.tokenizers.rvq import ResidualVectorQuantizer
 from anygpt.tokenizers.speechtokenizer.config import SpeechTokenizerConfig
 from anygpt.tokenizers.speechtokenizer.seanet import SEANetDecoder, SEANetEncoder
+from anygpt.tokenizers.streams import Stage
 
 
 class SpeechTokenizerModel(nn.Module):
@@ -74,3 +75,7 @@ class SpeechTokenizerModel(nn.Module):
     def decode(self, codes_KBT: Tensor, st: int = 0) -> Tensor:
         """Waveform [B, 1, T * hop_length]; `codes_KBT[0]` belongs to level `st`."""
         return cast(Tensor, self.decoder(self.quantizer.decode(codes_KBT, st=st)))
+
+    def decode_stages(self) -> list[Stage]:
+        """`decode` in parts: the LSTM runs forward, and convolutions look a few frames to both sides."""
+        return self.decoder.stages(self.quantizer.decode)

@@ -7,12 +7,17 @@ et al. 2020 as in BigVGAN (Lee et al. 2022).
 Shape suffixes: B batch, C channels, T samples or frames.
 """
 
+import math
 from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from anygpt.tokenizers.streams import Conv, Recurrent, Stage, Upsample, Windowed, context_frames
+
+LSTMState = tuple[Tensor, Tensor]
 
 
 class Snake(nn.Module):
@@ -154,11 +159,15 @@ class ResidualLSTM(nn.Module):
         self.lstm = nn.LSTM(channels, channels, num_layers, bidirectional=bidirectional)
 
     def forward(self, x_BCT: Tensor) -> Tensor:
+        return self.advance(x_BCT, None)[0]
+
+    def advance(self, x_BCT: Tensor, state: LSTMState | None) -> tuple[Tensor, LSTMState]:
+        """The output for the next piece of a signal, and the state after it; None is the state before the first."""
         x_TBC = x_BCT.permute(2, 0, 1)
-        y_TBC = self.lstm(x_TBC)[0]
+        y_TBC, state = self.lstm(x_TBC, state)
         if self.lstm.bidirectional:
             x_TBC = torch.cat((x_TBC, x_TBC), dim=-1)
-        return cast(Tensor, (y_TBC + x_TBC).permute(1, 2, 0))
+        return (y_TBC + x_TBC).permute(1, 2, 0), state
 
 
 class SEANetEncoder(nn.Module):
@@ -226,10 +235,35 @@ class SEANetDecoder(nn.Module):
                 for j in range(n_residual_layers)
             ]
         layers += [ACTIVATIONS[activation](width), PaddedConv1d(width, 1, 7)]
+        self.hop_length = math.prod(strides)
         self.model = nn.Sequential(*layers)
 
     def forward(self, x_BCT: Tensor) -> Tensor:
         return cast(Tensor, self.model(x_BCT))
+
+    def stages(self, lookup: Callable[[Tensor], Tensor]) -> list[Stage]:
+        """The decoder in parts that can run over pieces; `lookup` gives the vectors [B, dimension, T] of codes."""
+        before, lstm, after = self.model[0], self.model[1], self.model[2:]
+        assert isinstance(lstm, ResidualLSTM) and not lstm.lstm.bidirectional
+        return [
+            Windowed(lambda codes_KBT: before(lookup(codes_KBT)), context_frames(_layers(before))),
+            Recurrent(lstm.advance),
+            Windowed(after, context_frames(_layers(after)), self.hop_length),
+        ]
+
+
+def _layers(module: nn.Module) -> list[Conv | Upsample]:
+    """The layers of `module` that look beyond a sample. A block's branches run side by side, but only one of them has
+    any."""
+    layers: list[Conv | Upsample] = []
+    for child in module.modules():
+        if isinstance(child, PaddedConv1d):
+            layers.append(Conv(child.padding - child.padding // 2))
+        elif isinstance(child, CroppedConvTranspose1d):
+            conv = child.convtr["convtr"]
+            assert isinstance(conv, _ConvTranspose1d)
+            layers.append(Upsample(conv.weight_v.shape[-1], conv.stride, child.crop - child.crop // 2))
+    return layers
 
 
 def fold_weight_norm(module: nn.Module) -> None:

@@ -29,9 +29,11 @@ from anygpt.tokenizers.base import ModalityTokenizer
 from anygpt.tokenizers.speechtokenizer.checkpoint import load_released
 from anygpt.tokenizers.speechtokenizer.config import SpeechTokenizerFolder
 from anygpt.tokenizers.speechtokenizer.seanet import fold_weight_norm
+from anygpt.tokenizers.streams import ChunkDecoder, CodecStream
 
 if TYPE_CHECKING:
     from anygpt.tokenizers.soundstorm import SoundStorm
+    from anygpt.tokenizers.soundstorm.segments import SegmentStream
 
 VOICE_MAX_S = 3.0
 """How much of a voice prompt is used, from its start."""
@@ -166,6 +168,28 @@ class SpeechTokenizer(ModalityTokenizer):
             codes_KT = self._add_acoustic_levels(codes_KT, voice, vc_steps, generator)
         return decode_wave(self.model, codes_KT)
 
+    def stream(
+        self,
+        *,
+        voice: Audio | None = None,
+        vc_steps: int = VC_STEPS,
+        generator: torch.Generator | None = None,
+        **settings: Any,
+    ) -> ChunkDecoder:
+        """Decodes one span of level 1 while it arrives; arguments as in `decode`, codes [1, T].
+
+        SoundStorm works on segments (`soundstorm.segments`), so that beyond the first the sound differs in detail from
+        what `decode` makes. Raises MediaError for a voice that is too short.
+        """
+        if settings:
+            raise TypeError(f"unknown settings {', '.join(settings)}; speech takes voice and vc_steps")
+        if self.soundstorm is None:
+            return CodecStream(self.model)
+        from anygpt.tokenizers.soundstorm.segments import SegmentStream
+
+        levels = SegmentStream(self.soundstorm, self._voice_codes(voice), steps=vc_steps, generator=generator)
+        return _SpeechStream(levels, CodecStream(self.model))
+
     def code_defining_tensors(self) -> Iterable[tuple[str, Tensor]]:
         return code_defining_tensors(self.model, self.num_codebooks)
 
@@ -177,6 +201,9 @@ class SpeechTokenizer(ModalityTokenizer):
     def _default_voice_codes(self) -> Tensor | None:
         return None if self.default_voice is None else self.encode_voice(self.default_voice)
 
+    def _voice_codes(self, voice: Audio | None) -> Tensor | None:
+        return self._default_voice_codes if voice is None else self.encode_voice(voice)
+
     def _encode(self, media: Sequence[Audio], how: Literal["first", "mean"]) -> list[Tensor]:
         return encode_waves(self.model, [to_wave(audio, self.sample_rate, how=how) for audio in media])
 
@@ -185,9 +212,26 @@ class SpeechTokenizer(ModalityTokenizer):
     ) -> Tensor:
         """All levels [n_q, T], the first as given."""
         assert self.soundstorm is not None, "decode asked for levels that nothing can make"
-        voice_KP = self._default_voice_codes if voice is None else self.encode_voice(voice)
+        voice_KP = self._voice_codes(voice)
         prompt_BPK = None if voice_KP is None else voice_KP.t()[None].to(self._device)
         codes_BNK = self.soundstorm.generate(
             codes_1T.to(self._device), prompt_BP8=prompt_BPK, steps=steps, greedy=True, generator=generator
         )
         return codes_BNK[0].t()
+
+
+class _SpeechStream:
+    """Segments of all levels, then sound."""
+
+    def __init__(self, levels: "SegmentStream", codec: CodecStream) -> None:
+        self._levels = levels
+        self._codec = codec
+
+    def push(self, codes_KT: Tensor) -> list[Audio]:
+        made_KT = self._levels.push(codes_KT[0])
+        return self._codec.push(made_KT) if made_KT.shape[1] else []
+
+    def finish(self) -> list[Audio]:
+        made_KT = self._levels.finish()
+        pieces = self._codec.push(made_KT) if made_KT.shape[1] else []
+        return [*pieces, *self._codec.finish()]
