@@ -13,9 +13,11 @@ from anygpt.tokenizers.soundstorm.model import SoundStorm
 
 FIRST_FRAMES = 28
 """Frames of the first segment: 0.56 s, for an early start."""
-SEGMENT_FRAMES = 50
+SEGMENT_FRAMES = 75
 AHEAD_FRAMES = 0
 """Frames after a segment that have to be known when it is made."""
+VOICE_FRAMES = 75
+"""Frames of the voice used, from its start: every segment pays for them anew."""
 MEMORY_FRAMES = 50
 """Frames made before that a segment is the continuation of, at most; those of the voice come on top."""
 
@@ -23,7 +25,8 @@ MEMORY_FRAMES = 50
 class SegmentStream:
     """Makes all levels of one span. The first segment that takes in the end of the span goes up to it.
 
-    A span that is no longer than the first segment gets the codes that `SoundStorm.generate` gives it as a whole.
+    A span that is no longer than the first segment gets the codes that `SoundStorm.generate` gives it as a whole, after
+    as much of the voice.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class SegmentStream:
         self._voice_KP = (
             torch.empty(levels, 0, dtype=torch.int64, device=self._device)
             if voice_KP is None
-            else voice_KP.to(self._device)
+            else voice_KP[:, :VOICE_FRAMES].to(self._device)
         )
         self._made_KT = self._voice_KP[:, :0]
         self._waiting_T = self._made_KT[0]
