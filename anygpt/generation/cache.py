@@ -1,6 +1,6 @@
-"""The key-value cache of one sequence."""
+"""The key-value caches of one sequence, and of several that are decoded together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -69,3 +69,57 @@ class StaticCache:
         grown = self.keys_values.new_empty((*outer, slots, width))
         grown[..., : self.length, :] = self.keys_values[..., : self.length, :]
         self.keys_values = grown
+
+
+class BatchCache:
+    """The caches of several sequences in one tensor, [2, layers, rows, kv heads, slots, head width].
+
+    `rows` are views of it, each a sequence of its own length. Rows are added, and slots doubled, as they are needed;
+    after that a row's view is another one, so that none is kept by the caller.
+    """
+
+    def __init__(self, make: Callable[[], StaticCache]) -> None:
+        """`make` gives an empty cache of few slots; all rows are like it."""
+        first = make()
+        self.capacity = first.capacity
+        # Zeros, since what is masked is still multiplied by 0, and leftover memory may hold NaN.
+        self._keys_values = torch.zeros_like(first.keys_values)[:, :, None]
+        self._make = make
+        self.rows: list[StaticCache] = [first]
+        self._share()
+
+    def reserve(self, rows: int, slots: int) -> None:
+        """Make room for so many rows of so many positions."""
+        assert slots <= self.capacity, (slots, self.capacity)
+        before = self._keys_values.shape
+        rows = max(rows, before[2])
+        slots = before[4] if slots <= before[4] else min(max(slots, 2 * before[4]), self.capacity)
+        if (rows, slots) == (before[2], before[4]):
+            return
+        grown = self._keys_values.new_zeros((*before[:2], rows, before[3], slots, before[5]))
+        grown[:, :, : before[2], :, : before[4]] = self._keys_values
+        self._keys_values = grown
+        self.rows += [self._make() for _ in range(rows - len(self.rows))]
+        self._share()
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make the first `length` positions of a row the whole of another."""
+        assert length <= self.rows[source].length, (length, self.rows[source].length)
+        self._keys_values[:, :, target, :, :length] = self._keys_values[:, :, source, :, :length]
+        self.rows[target].ids = self.rows[source].ids[:length]
+
+    def write(self, layer: int, keys_GRC: Tensor, values_GRC: Tensor, lengths_R: Tensor) -> None:
+        """Store one new position of one layer for each of the first R rows, row r behind its `lengths_R[r]`."""
+        rows = torch.arange(len(lengths_R), device=lengths_R.device)
+        keys, values = self._keys_values[:, layer]
+        keys[rows, :, lengths_R] = keys_GRC.transpose(0, 1)
+        values[rows, :, lengths_R] = values_GRC.transpose(0, 1)
+
+    def read(self, layer: int, rows: int, slots: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [R, kv heads, slots, head width] of one layer."""
+        keys, values = self._keys_values[:, layer, :rows, :, :slots]
+        return keys, values
+
+    def _share(self) -> None:
+        for number, row in enumerate(self.rows):
+            row.keys_values = self._keys_values[:, :, number]

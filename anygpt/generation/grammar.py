@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor
-
 from anygpt.errors import AnyGPTError
 from anygpt.generation.policies import Policy
 from anygpt.vocabulary import Block, Vocabulary
@@ -123,7 +121,7 @@ class Grammar:
 
 
 class Automaton:
-    """The state of one answer: call `mask`, draw an id, call `push`, until `is_done`.
+    """The state of one answer: draw one of `allowed`, call `push`, until `is_done`.
 
     An answer is never blank: it ends after a word or a span, and after all that was required.
     """
@@ -158,14 +156,6 @@ class Automaton:
         ids = self._in_text() if self._block is None else self._in_span(self._block)
         assert ids, "the grammar has no way on"
         return ids
-
-    def mask(self, logits_V: Tensor) -> None:
-        """Set every logit of [V] that may not come next to -inf, in place."""
-        at = 0
-        for ids in self.allowed():
-            logits_V[at : ids.start] = float("-inf")
-            at = ids.stop
-        logits_V[at:] = float("-inf")
 
     def push(self, index: int) -> None:
         """Take the id that was drawn. It must be one of `allowed`."""

@@ -2,8 +2,8 @@
 
 It equals `transformers.LlamaForCausalLM` (a test compares the logits) and exists for speed: no module calls, one
 matrix product for q, k, v and one for gate and up, a static cache, and none of the seconds that importing
-transformers takes. Shape suffixes: T positions, D hidden width, H heads, G key-value heads, C head width,
-V vocabulary.
+transformers takes. Shape suffixes: T positions of one sequence, R sequences, N ids of either kind, D hidden width,
+H heads, G key-value heads, C head width, V vocabulary.
 """
 
 import json
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from anygpt.errors import CheckpointError
 from anygpt.generation.adapter import Adapter, is_adapter
-from anygpt.generation.cache import StaticCache
+from anygpt.generation.cache import BatchCache, StaticCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,29 +193,76 @@ class LlamaDecoder:
 
         Returns float32 logits: [V] of the last position, or [T, V] with `last_only=False`.
         """
-        shape, count = self.shape, len(ids)
+        count = len(ids)
         stop = cache.length + count
-        cos, sin = self._cos[cache.length : stop], self._sin[cache.length : stop]
         mask = None
         if count > 1 and cache.length > 0:
             mask = torch.ones(count, stop, dtype=torch.bool, device=self.device).tril(cache.length)
-        hidden_TD = F.embedding(torch.tensor(ids, device=self.device), self.embedding)
-        for index, layer in enumerate(self.layers):
-            normed_TD = F.rms_norm(hidden_TD, (shape.hidden_size,), layer.norm_attention, shape.norm_eps)
-            heads = (normed_TD @ layer.qkv).view(count, -1, shape.head_width).transpose(0, 1)
-            rotated = _rotate(heads[: shape.heads + shape.kv_heads], cos, sin)
-            query_HTC = rotated[: shape.heads]
-            keys, values = cache.write(index, rotated[shape.heads :], heads[shape.heads + shape.kv_heads :])
-            attended_TD = self._attend(query_HTC, keys, values, mask)
-            hidden_TD = hidden_TD + attended_TD @ layer.out
-            normed_TD = F.rms_norm(hidden_TD, (shape.hidden_size,), layer.norm_mlp, shape.norm_eps)
-            gate, up = (normed_TD @ layer.gate_up).chunk(2, dim=-1)
-            hidden_TD = hidden_TD + (F.silu(gate) * up) @ layer.down
+
+        def attend(layer: int, query_HTC: Tensor, keys_GTC: Tensor, values_GTC: Tensor) -> Tensor:
+            return self._attend(query_HTC, *cache.write(layer, keys_GTC, values_GTC), mask)
+
+        hidden_TD = self._layers(ids, self._cos[cache.length : stop], self._sin[cache.length : stop], attend)
         cache.advance(ids)
-        if last_only:
-            hidden_TD = hidden_TD[-1]
-        hidden_TD = F.rms_norm(hidden_TD, (shape.hidden_size,), self.norm, shape.norm_eps)
-        return (hidden_TD @ self.head).float()
+        return self._logits(hidden_TD[-1] if last_only else hidden_TD)
+
+    @torch.inference_mode()
+    def forward_rows(self, ids: Sequence[int], cache: BatchCache) -> Tensor:
+        """Append one id to each of the first R sequences in `cache`, of whatever lengths, in one pass.
+
+        Returns float32 logits [R, V]. They are those of `forward` up to the order in which products are summed.
+        """
+        count = len(ids)
+        lengths = [row.length for row in cache.rows[:count]]
+        slots = max(lengths) + 1
+        cache.reserve(count, slots)
+        lengths_R = torch.tensor(lengths, device=self.device)
+        mask = None
+        if min(lengths) + 1 < slots:
+            is_empty = torch.arange(slots, device=self.device) > lengths_R[:, None]
+            mask = torch.zeros(is_empty.shape, dtype=self.dtype, device=self.device)
+            mask = mask.masked_fill_(is_empty, float("-inf"))[:, None, None]
+
+        def attend(layer: int, query_HRC: Tensor, keys_GRC: Tensor, values_GRC: Tensor) -> Tensor:
+            cache.write(layer, keys_GRC, values_GRC, lengths_R)
+            keys, values = cache.read(layer, count, slots)
+            # As in `_attend`, heads that share keys stand in as positions.
+            query = query_HRC.transpose(0, 1).reshape(count, self.shape.kv_heads, -1, self.shape.head_width)
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask).reshape(count, -1)
+
+        hidden_RD = self._layers(ids, self._cos[lengths_R], self._sin[lengths_R], attend)
+        for row, index in zip(cache.rows, ids, strict=False):
+            row.advance([index])
+        return self._logits(hidden_RD)
+
+    def _layers(
+        self,
+        ids: Sequence[int],
+        cos_NC: Tensor,
+        sin_NC: Tensor,
+        attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """What N ids become on their way through all layers, [N, D].
+
+        The ids may be of one sequence or of several: only `attend` knows. From a layer's number and its rotated
+        queries [H, N, C], rotated keys [G, N, C] and values it makes what is mixed, [N, H*C].
+        """
+        shape = self.shape
+        hidden_ND = F.embedding(torch.tensor(ids, device=self.device), self.embedding)
+        for index, layer in enumerate(self.layers):
+            normed_ND = F.rms_norm(hidden_ND, (shape.hidden_size,), layer.norm_attention, shape.norm_eps)
+            heads = (normed_ND @ layer.qkv).view(len(ids), -1, shape.head_width).transpose(0, 1)
+            rotated = _rotate(heads[: shape.heads + shape.kv_heads], cos_NC, sin_NC)
+            mixed_ND = attend(index, rotated[: shape.heads], rotated[shape.heads :], heads[len(rotated) :])
+            hidden_ND = hidden_ND + mixed_ND @ layer.out
+            normed_ND = F.rms_norm(hidden_ND, (shape.hidden_size,), layer.norm_mlp, shape.norm_eps)
+            gate, up = (normed_ND @ layer.gate_up).chunk(2, dim=-1)
+            hidden_ND = hidden_ND + (F.silu(gate) * up) @ layer.down
+        return hidden_ND
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        hidden = F.rms_norm(hidden, (self.shape.hidden_size,), self.norm, self.shape.norm_eps)
+        return (hidden @ self.head).float()
 
     def _attend(self, query_HTC: Tensor, keys_GSC: Tensor, values_GSC: Tensor, mask_TS: Tensor | None) -> Tensor:
         """Causal attention of the T newest of S positions; [T, H*C]."""

@@ -1,22 +1,108 @@
-"""Generating ids: prefill, step and sample in turn, under a grammar, as a Python generator.
+"""Generating ids: prefill, step and draw in turn, under a grammar, as Python generators.
 
-Between two ids a caller may stop (close the generator, Ctrl-C); the cache then holds the ids that were fed so far.
+`generate` makes one answer, `decode` many at a time; what an answer is and how its next id is drawn (`Answer`, `draw`)
+is the same for both, and for the plain twin without a cache. Between two ids a caller may stop (close the generator,
+Ctrl-C); a cache then holds the ids that were fed so far.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from anygpt.generation.cache import StaticCache
-from anygpt.generation.grammar import Automaton, Grammar, Request
+from anygpt.generation.cache import BatchCache, StaticCache
+from anygpt.generation.grammar import Grammar, Request
 from anygpt.generation.llama import LlamaDecoder
 from anygpt.generation.policies import Policy
 from anygpt.generation.sampling import sample
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
+
+FIRST_SLOTS = 128
+"""Positions that a batch has memory for at first, in each of its rows; they double up to the context."""
+
+
+class Answer:
+    """An answer in the making: the prompt, the ids so far, and all that decides the next one."""
+
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        grammar: Grammar,
+        request: Request,
+        policies: Mapping[str, Policy],
+        context: int,
+        generator: torch.Generator | None = None,
+        unconditional_ids: Sequence[int] | None = None,
+    ) -> None:
+        """`unconditional_ids` are the prompt without its input, for an answer that `Policy.guidance_scale` guides.
+
+        Raises AnyGPTError when prompt and shortest answer exceed the context.
+        """
+        self.automaton = grammar.start(request, policies, prompt_length=len(prompt_ids), context=context)
+        self.prompt_ids = list(prompt_ids)
+        self.ids = list(self.automaton.forced_ids)
+        """Of the answer so far, tags included."""
+        self.generator = generator
+        self.unconditional_ids = unconditional_ids
+        assert unconditional_ids is None or len(unconditional_ids) <= len(prompt_ids), "guided by a longer prompt"
+        self._policies = policies
+        self._has_penalty = any(policy.repetition_penalty != 1.0 for policy in policies.values())
+        self._seen_V: Tensor | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.automaton.is_done
+
+    @property
+    def policy(self) -> Policy:
+        """That of the next id."""
+        return self._policies[self.automaton.modality]
+
+    @property
+    def guidance_scale(self) -> float:
+        """For the next id; text isn't guided."""
+        return 1.0 if self.automaton.modality == "text" else self.policy.guidance_scale
+
+    def seen(self, logits_V: Tensor) -> Tensor | None:
+        """Which ids occurred in prompt or answer, bool [V] on the device of the logits; None where none counts."""
+        if self._has_penalty and self._seen_V is None:
+            self._seen_V = torch.zeros_like(logits_V, dtype=torch.bool)
+            self._seen_V[torch.tensor([*self.prompt_ids, *self.ids], device=logits_V.device)] = True
+        return self._seen_V
+
+    def push(self, index: int) -> None:
+        """Take the id that was drawn."""
+        if self._seen_V is not None:
+            self._seen_V[index] = True
+        self.automaton.push(index)
+        self.ids.append(index)
+
+
+def draw(answers: Sequence[Answer], logits_RV: Tensor) -> list[int]:
+    """Draw the next id of each answer from its row of float32 logits [R, V], and push it."""
+    alike: dict[tuple[Policy, tuple[range, ...]], list[int]] = {}
+    for number, answer in enumerate(answers):
+        alike.setdefault((answer.policy, tuple(answer.automaton.allowed())), []).append(number)
+    drawn = [0] * len(answers)
+    for (policy, allowed), numbers in alike.items():
+        rows_RV = logits_RV if len(numbers) == len(answers) else logits_RV[numbers]
+        seen = [answers[number].seen(logits_RV[0]) for number in numbers]
+        indices = sample(
+            rows_RV,
+            policy,
+            allowed=allowed,
+            seen_RV=None if policy.repetition_penalty == 1.0 else torch.stack([row for row in seen if row is not None]),
+            generators=[answers[number].generator for number in numbers],
+        )
+        for number, index in zip(numbers, indices, strict=True):
+            drawn[number] = index
+            answers[number].push(index)
+    return drawn
 
 
 def prefill(decoder: LlamaDecoder, ids: Sequence[int], cache: StaticCache) -> Tensor:
@@ -38,24 +124,42 @@ def generate(
     policies: Mapping[str, Policy],
     generator: torch.Generator | None = None,
     cache: StaticCache | None = None,
+    unconditional_ids: Sequence[int] | None = None,
 ) -> Iterator[int]:
     """Yield the ids of one answer, tags and the end of the turn included, forced ids first.
 
     `cache` is one kept from before: as much of the prompt as it begins with isn't computed again, and the rest of
-    what it holds is forgotten. The last id yielded doesn't get into it. Policies switch with the modality. Raises
-    AnyGPTError, before `cache` is touched, when prompt and shortest answer exceed the context.
+    what it holds is forgotten. The last id yielded doesn't get into it. Policies switch with the modality. An answer
+    that is guided (`unconditional_ids`, see `Answer`) takes no cache. Raises AnyGPTError, before `cache` is touched,
+    when prompt and shortest answer exceed the context.
     """
-    context = cache.capacity if cache is not None else decoder.shape.context
-    automaton = grammar.start(request, policies, prompt_length=len(prompt_ids), context=context)
-    longest = grammar.longest_answer(request, policies) if cache is None else None
-    kept = cache or decoder.new_cache(len(prompt_ids) + longest if longest is not None else context)
-    kept.keep_beginning(prompt_ids[:-1])  # the logits of what follows come from the last id
+    answer = Answer(
+        prompt_ids,
+        grammar=grammar,
+        request=request,
+        policies=policies,
+        context=cache.capacity if cache is not None else decoder.shape.context,
+        generator=generator,
+        unconditional_ids=unconditional_ids,
+    )
+    if unconditional_ids is not None:
+        assert cache is None, "a guided answer has two caches of its own"
+        return (index for _, index in decode(decoder, [answer], batch_size=1))
+    if cache is None:
+        longest = grammar.longest_answer(request, policies)
+        cache = decoder.new_cache(None if longest is None else len(prompt_ids) + longest)
+    cache.keep_beginning(prompt_ids[:-1])  # the logits of what follows come from the last id
+    return _generate(decoder, answer, cache)
 
-    def logits_after(ids: Sequence[int]) -> Tensor:
-        new = ids[kept.length :]
-        return step(decoder, new[0], kept) if len(new) == 1 else prefill(decoder, new, kept)
 
-    return _answer(automaton, prompt_ids, policies, logits_after, generator)
+def _generate(decoder: LlamaDecoder, answer: Answer, cache: StaticCache) -> Iterator[int]:
+    yield from answer.ids
+    new = [*answer.prompt_ids, *answer.ids][cache.length :]
+    while not answer.is_done:
+        with torch.inference_mode():
+            logits_V = step(decoder, new[0], cache) if len(new) == 1 else prefill(decoder, new, cache)
+            new = draw([answer], logits_V[None])
+        yield new[0]
 
 
 def generate_slow(
@@ -69,36 +173,125 @@ def generate_slow(
 ) -> Iterator[int]:
     """The plain twin of `generate`: Hugging Face's model over the whole sequence for every id, no cache."""
     context = model.config.max_position_embeddings
-    automaton = grammar.start(request, policies, prompt_length=len(prompt_ids), context=context)
-
-    def logits_after(ids: Sequence[int]) -> Tensor:
-        return model(torch.tensor([ids], device=model.device)).logits[0, -1].float()
-
-    return _answer(automaton, prompt_ids, policies, logits_after, generator)
-
-
-def _answer(
-    automaton: Automaton,
-    prompt_ids: Sequence[int],
-    policies: Mapping[str, Policy],
-    logits_after: Callable[[Sequence[int]], Tensor],
-    generator: torch.Generator | None,
-) -> Iterator[int]:
-    """Draw ids until the automaton is done; `logits_after` gets the whole sequence so far."""
-    ids = [*prompt_ids, *automaton.forced_ids]
-    yield from automaton.forced_ids
-    has_penalty = any(policy.repetition_penalty != 1.0 for policy in policies.values())
-    seen_V: Tensor | None = None
-    while not automaton.is_done:
+    answer = Answer(
+        prompt_ids, grammar=grammar, request=request, policies=policies, context=context, generator=generator
+    )
+    yield from answer.ids
+    while not answer.is_done:
         with torch.inference_mode():
-            logits_V = logits_after(ids)
-            if has_penalty and seen_V is None:
-                seen_V = torch.zeros_like(logits_V, dtype=torch.bool)
-                seen_V[torch.tensor(ids, device=logits_V.device)] = True
-            automaton.mask(logits_V)
-            index = sample(logits_V, policies[automaton.modality], seen=seen_V, generator=generator)
-            if seen_V is not None:
-                seen_V[index] = True
-        automaton.push(index)
-        ids.append(index)
-        yield index
+            ids = torch.tensor([[*answer.prompt_ids, *answer.ids]], device=model.device)
+            drawn = draw([answer], model(ids).logits[:, -1].float())
+        yield from drawn
+
+
+def decode(decoder: LlamaDecoder, answers: Iterable[Answer], *, batch_size: int) -> Iterator[tuple[Answer, int]]:
+    """Make answers, `batch_size` at a time in one pass; yield every id with its answer, forced ids first.
+
+    Where an answer is done the next one takes its place, so `answers` is read as places become free. What a prompt
+    has in common at its beginning with one that is still in a cache is copied, not computed: several answers of one
+    prompt, one after the other, cost one prefill. A guided answer has a second row.
+    """
+    waiting = iter(answers)
+    batch = _Batch(decoder)
+    while True:
+        while batch.size < batch_size and (answer := next(waiting, None)) is not None:
+            batch.add(answer)
+            for index in answer.ids:
+                yield answer, index
+        if not batch.size:
+            return
+        yield from batch.step()
+
+
+@dataclass(eq=False)
+class _Row:
+    """A sequence in a batch, the one at its own place in the cache: a prompt and the answer to it so far."""
+
+    answer: Answer
+    first_V: Tensor | None
+    """The logits behind the prompt, until they are used."""
+    is_unconditional: bool = False
+
+
+class _Batch:
+    """Answers that are made together. The rows in use are the first of the cache: the last fills a gap."""
+
+    def __init__(self, decoder: LlamaDecoder) -> None:
+        self._decoder = decoder
+        self._cache = BatchCache(lambda: decoder.new_cache(slots=FIRST_SLOTS))
+        self._rows: list[_Row] = []
+        self._last: tuple[list[int], Tensor] | None = None
+
+    @property
+    def size(self) -> int:
+        """Answers, each counted once."""
+        return sum(not row.is_unconditional for row in self._rows)
+
+    @torch.inference_mode()
+    def add(self, answer: Answer) -> None:
+        """Prefill an answer's prompt, and the one that guides it."""
+        self._rows.append(_Row(answer, self._prefill([*answer.prompt_ids, *answer.ids])))
+        if answer.unconditional_ids is not None:
+            ids = [*answer.unconditional_ids, *answer.ids]
+            self._rows.append(_Row(answer, self._prefill(ids), is_unconditional=True))
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Answer, int]]:
+        """One more id for every answer; those that are done with it leave."""
+        # Rows that are new stand behind the others.
+        fed = [row.answer.ids[-1] for row in self._rows if row.first_V is None]
+        parts = [row.first_V[None] for row in self._rows if row.first_V is not None]
+        if fed:
+            parts.insert(0, self._forward(fed))
+        logits_RV = parts[0] if len(parts) == 1 else torch.cat(parts)
+        for row in self._rows:
+            row.first_V = None
+        answers = [row.answer for row in self._rows if not row.is_unconditional]
+        drawn = draw(answers, logits_RV if len(answers) == len(self._rows) else self._guided(logits_RV))
+        for number in reversed(range(len(self._rows))):
+            if self._rows[number].answer.is_done:
+                self._remove(number)
+        return list(zip(answers, drawn, strict=True))
+
+    def _prefill(self, ids: list[int]) -> Tensor:
+        """Fill the row behind those in use, by copying what it can; the logits [V] behind it."""
+        number = len(self._rows)
+        self._cache.reserve(number + 1, len(ids))
+        commons = [_common_length(row.ids, ids) for row in self._cache.rows]
+        source = commons.index(max(commons))
+        is_known = self._last is not None and self._last[0] == ids and commons[source] == len(ids)
+        kept = min(commons[source], len(ids) if is_known else len(ids) - 1)
+        if source == number:
+            self._cache.rows[number].truncate(kept)
+        else:
+            self._cache.copy(source, number, kept)
+        if self._last is None or not is_known:
+            self._last = ids, self._decoder.forward(ids[kept:], self._cache.rows[number])
+        return self._last[1]
+
+    def _forward(self, ids: Sequence[int]) -> Tensor:
+        if len(ids) > 1:
+            return self._decoder.forward_rows(ids, self._cache)
+        self._cache.reserve(1, self._cache.rows[0].length + 1)
+        return self._decoder.forward(ids, self._cache.rows[0])[None]
+
+    def _guided(self, logits_RV: Tensor) -> Tensor:
+        """The logits of every answer: where one is guided, those without its input and so many times the difference
+        (classifier-free guidance, Ho and Salimans 2022; for tokens, Gafni et al. 2022, section 3.4)."""
+        own = [number for number, row in enumerate(self._rows) if not row.is_unconditional]
+        twins = {id(row.answer): number for number, row in enumerate(self._rows) if row.is_unconditional}
+        others = [twins.get(id(self._rows[number].answer), number) for number in own]
+        scales = [[self._rows[number].answer.guidance_scale] for number in own]
+        scale_R1 = torch.tensor(scales, dtype=logits_RV.dtype, device=logits_RV.device)
+        return logits_RV[others].lerp(logits_RV[own], scale_R1)
+
+    def _remove(self, number: int) -> None:
+        last = self._rows.pop()
+        if number < len(self._rows):
+            self._cache.copy(len(self._rows), number, self._cache.rows[len(self._rows)].length)
+            self._rows[number] = last
+
+
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(first), len(second)))

@@ -33,6 +33,9 @@ class Policy:
     """Codes in a span, or ids of text, tags not counted. A span is closed at the last whole frame within it."""
     min_new_tokens: int = 1
     num_beams: int = 1
+    guidance_scale: float = 1.0
+    """Media: how far the logits go from those without the prompt's input to those with it, and beyond
+    (classifier-free guidance); 1 is without guidance and its second pass."""
     vc_steps: int | None = None
     """Speech: iterations of SoundStorm over the first level it fills in."""
 
@@ -45,6 +48,7 @@ class Policy:
             "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
             "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, "from 0 to max_new_tokens"),
             "num_beams": (self.num_beams == 1, "1: beam search is not supported, answers are sampled or greedy"),
+            "guidance_scale": (0 <= self.guidance_scale < math.inf, "at least 0 (1: no guidance)"),
             "vc_steps": (self.vc_steps is None or self.vc_steps >= 1, "at least 1"),
         }
         for field, (is_valid, expected) in rules.items():

@@ -12,9 +12,18 @@ from anygpt.generation.sampling import sample
 LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, float("-inf"), 0.0])
 
 
-def drawn(policy: Policy, count: int = 2000, **arguments: object) -> Counter[int]:
-    generator = torch.Generator().manual_seed(0)
-    return Counter(sample(LOGITS, policy, generator=generator, **arguments) for _ in range(count))  # type: ignore[arg-type]
+ALL = [range(len(LOGITS))]
+
+
+def one(policy: Policy, generator: torch.Generator | None = None, seen: torch.Tensor | None = None) -> int:
+    rows = None if seen is None else seen[None]
+    (index,) = sample(LOGITS[None], policy, allowed=ALL, seen_RV=rows, generators=[generator])
+    return index
+
+
+def drawn(policy: Policy, count: int = 2000) -> Counter[int]:
+    generator = seeded(0)
+    return Counter(one(policy, generator) for _ in range(count))
 
 
 @pytest.mark.parametrize("policy", [Policy(do_sample=False), Policy(temperature=0.0)])
@@ -54,14 +63,43 @@ def test_repetition_penalty_equals_transformers() -> None:
     before = LOGITS.clone()
     expected = RepetitionPenaltyLogitsProcessor(4.0)(seen[None], LOGITS[None].clone())
     is_seen = torch.zeros(len(LOGITS), dtype=torch.bool).index_fill(0, seen, True)
-    assert sample(LOGITS, policy, seen=is_seen) == int(expected.argmax()) == 1
+    assert one(policy, seen=is_seen) == int(expected.argmax()) == 1
     assert torch.equal(LOGITS, before)
 
 
 def test_same_seed_same_ids() -> None:
-    first, second = ([sample(LOGITS, Policy(), generator=g) for _ in range(20)] for g in map(seeded, (5, 5)))
+    first, second = ([one(Policy(), g) for _ in range(20)] for g in map(seeded, (5, 5)))
     assert first == second
 
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+POLICIES = [Policy(), Policy(top_k=7), Policy(top_p=0.6), Policy(do_sample=False), Policy(repetition_penalty=2.0)]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=range(len(POLICIES)))
+def test_rows_do_not_depend_on_their_neighbours(policy: Policy) -> None:
+    logits = torch.randn(5, 40, generator=seeded(3))
+    seen = torch.rand(5, 40, generator=seeded(4)) < 0.5
+    allowed = [range(2, 9), range(11, 30), range(38, 39)]
+
+    def rows(*numbers: int) -> list[int]:
+        part = list(numbers)
+        generators = [seeded(number) for number in part]
+        return sample(logits[part], policy, allowed=allowed, seen_RV=seen[part], generators=generators)
+
+    together = rows(0, 1, 2, 3, 4)
+    assert together == [rows(number)[0] for number in range(5)]
+    assert all(any(index in ids for ids in allowed) for index in together)
+
+
+def test_only_allowed_ids_are_drawn() -> None:
+    allowed = [range(1, 3), range(5, 6)]
+    generator = seeded(0)
+    found = Counter(sample(LOGITS[None], Policy(), allowed=allowed, generators=[generator])[0] for _ in range(3000))
+    shares = LOGITS[[1, 2, 5]].softmax(-1)
+    for index, share in zip([1, 2, 5], shares.tolist(), strict=True):
+        assert abs(found[index] - 3000 * share) <= 5 * math.sqrt(3000 * share * (1 - share))
+    assert set(found) == {1, 2, 5}

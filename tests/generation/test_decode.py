@@ -1,0 +1,149 @@
+"""Many answers at a time against each alone, and guided answers."""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from fixtures_tiny import CONTEXT, SPECS
+
+from anygpt.generation.grammar import Grammar, Request
+from anygpt.generation.llama import LlamaDecoder
+from anygpt.generation.loop import Answer, decode, generate
+from anygpt.generation.policies import Policy
+
+GREEDY = {name: Policy(do_sample=False, max_new_tokens=40) for name in ("text", *SPECS)}
+DRAWN = {name: policy.override({"do_sample": True, "temperature": 0.9}) for name, policy in GREEDY.items()}
+PENALTY = {name: policy.override({"repetition_penalty": 1.3, "top_k": 9}) for name, policy in DRAWN.items()}
+REQUESTS = [*map(Request.only, ("image", "music", "text", "speech")), Request(forced="image")]
+PROMPTS = [[1, 270, 281, 265, 290], [1, 270, 281, 7], [5] * 150, [1, 270, 281, 265, 290], [9, 8]]
+
+
+def answer(grammar: Grammar, number: int, policies: dict[str, Policy], **changes: object) -> Answer:
+    arguments = {"prompt_ids": PROMPTS[number % 5], "request": REQUESTS[number % len(REQUESTS)], **changes}
+    seed = torch.Generator().manual_seed(number)
+    return Answer(grammar=grammar, policies=policies, context=CONTEXT, generator=seed, **arguments)  # type: ignore[arg-type]
+
+
+def alone(decoder: LlamaDecoder, grammar: Grammar, number: int, policies: dict[str, Policy]) -> list[int]:
+    return list(
+        generate(
+            decoder,
+            PROMPTS[number % 5],
+            grammar=grammar,
+            request=REQUESTS[number % len(REQUESTS)],
+            policies=policies,
+            generator=torch.Generator().manual_seed(number),
+        )
+    )
+
+
+def finish(decoder: LlamaDecoder, answers: Sequence[Answer], batch_size: int) -> None:
+    ids: dict[int, list[int]] = {id(one): [] for one in answers}
+    for one, index in decode(decoder, iter(answers), batch_size=batch_size):
+        ids[id(one)].append(index)
+    assert all(one.is_done and one.ids == ids[id(one)] for one in answers)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("policies", [GREEDY, DRAWN, PENALTY], ids=["greedy", "drawn", "penalty"])
+def test_answers_are_as_alone(
+    decoder: LlamaDecoder, grammar: Grammar, policies: dict[str, Policy], batch_size: int
+) -> None:
+    """Prompts and answers of all lengths and kinds; finished answers make way, the cache grows."""
+    answers = [answer(grammar, number, policies) for number in range(9)]
+    finish(decoder, answers, batch_size)
+    for number, one in enumerate(answers):
+        assert one.ids == alone(decoder, grammar, number, policies), number
+
+
+def test_answers_are_read_as_places_become_free(decoder: LlamaDecoder, grammar: Grammar) -> None:
+    taken: list[Answer] = []
+
+    def answers() -> Iterator[Answer]:
+        for number in range(6):
+            taken.append(answer(grammar, number, GREEDY))
+            yield taken[-1]
+
+    for _ in decode(decoder, answers(), batch_size=2):
+        assert sum(not one.is_done for one in taken) <= 2
+    assert len(taken) == 6
+
+
+def test_one_prompt_is_computed_once(decoder: LlamaDecoder, grammar: Grammar, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[int] = []
+    forward = decoder.forward
+    monkeypatch.setattr(decoder, "forward", lambda ids, cache: (fed.append(len(ids)), forward(ids, cache))[1])
+    same = {"prompt_ids": PROMPTS[0], "request": Request.only("image")}
+    answers = [answer(grammar, number, DRAWN, **same) for number in range(4)]
+    finish(decoder, answers, 4)
+    assert fed == [6]  # the prompt and the start tag
+    assert len({tuple(one.ids) for one in answers}) == 4
+    fed.clear()
+    finish(decoder, [answer(grammar, n, DRAWN, **{**same, "prompt_ids": PROMPTS[n]}) for n in range(2)], 2)
+    assert fed == [6, 2]  # of the second prompt, what differs
+
+
+def test_batched_logits_are_those_of_each(decoder: LlamaDecoder) -> None:
+    from anygpt.generation.cache import BatchCache
+
+    batch = BatchCache(lambda: decoder.new_cache(slots=4))
+    batch.reserve(3, 8)
+    prompts = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5]]
+    for row, prompt in zip(batch.rows, prompts, strict=True):
+        decoder.forward(prompt, row)
+    for index in (7, 11, 13):
+        together = decoder.forward_rows([index, index + 1, index + 2], batch)
+        for number, prompt in enumerate(prompts):
+            prompt.append(index + number)
+            expected = decoder.forward(prompt, decoder.new_cache())
+            torch.testing.assert_close(together[number], expected, atol=1e-4, rtol=1e-4)
+            assert batch.rows[number].ids == prompt
+
+
+def guided(grammar: Grammar, number: int, scale: float, unconditional_ids: list[int] | None) -> Answer:
+    policies = {**DRAWN, "image": DRAWN["image"].override({"guidance_scale": scale})}
+    only = Request.only("image")
+    return answer(grammar, number, policies, prompt_ids=PROMPTS[0], request=only, unconditional_ids=unconditional_ids)
+
+
+def test_guidance_of_one_changes_nothing(decoder: LlamaDecoder, grammar: Grammar) -> None:
+    without, at_one = guided(grammar, 3, 1.0, None), guided(grammar, 3, 1.0, PROMPTS[0][:2])
+    finish(decoder, [without, at_one], 2)
+    assert without.ids == at_one.ids
+
+
+def test_guidance_of_zero_forgets_the_input(decoder: LlamaDecoder, grammar: Grammar) -> None:
+    forgotten = guided(grammar, 3, 0.0, PROMPTS[0][:2])
+    plain = answer(grammar, 3, DRAWN, prompt_ids=PROMPTS[0][:2], request=Request.only("image"))
+    finish(decoder, [forgotten, plain], 2)
+    assert forgotten.ids == plain.ids
+
+
+def test_guidance_goes_away_from_the_answer_without_input(decoder: LlamaDecoder, grammar: Grammar) -> None:
+    """First codes are rated by log p(code | prompt) - log p(code | prompt without input)."""
+    block = grammar.blocks["image"]
+    codes = block.level_ids(0)
+    start = block.start_id
+    with_input, without = (
+        decoder.forward([*ids, start], decoder.new_cache())[codes.start : codes.stop].log_softmax(-1)
+        for ids in (PROMPTS[0], PROMPTS[0][:2])
+    )
+    gain = with_input - without
+    means = []
+    for scale in (0.0, 1.0, 4.0, 16.0):
+        answers = [guided(grammar, number, scale, PROMPTS[0][:2]) for number in range(60)]
+        finish(decoder, answers, 16)
+        means.append(gain[torch.tensor([one.ids[1] - codes.start for one in answers])].mean().item())
+    assert means == sorted(means) and means[-1] > means[1] + 0.1
+
+
+def test_guided_answers_among_others(decoder: LlamaDecoder, grammar: Grammar) -> None:
+    def some() -> list[Answer]:
+        both = [(guided(grammar, n, 3.0, PROMPTS[0][:2]), answer(grammar, n, DRAWN)) for n in range(4)]
+        return [one for pair in both for one in pair]
+
+    together = some()
+    finish(decoder, together, 3)
+    for one, expected in zip(together, some(), strict=True):
+        finish(decoder, [expected], 1)
+        assert one.ids == expected.ids
