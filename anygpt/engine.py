@@ -3,11 +3,11 @@
 import re
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from PIL import Image
@@ -19,7 +19,7 @@ from anygpt.errors import AnyGPTError, CheckpointError, MediaError, nearest
 from anygpt.forms import TEXT, parse_form, split_bars
 from anygpt.generation.grammar import Grammar, Request
 from anygpt.generation.llama import LlamaDecoder, load_decoder
-from anygpt.generation.loop import generate
+from anygpt.generation.loop import Answer, decode, generate
 from anygpt.generation.policies import Policy, check_limits, load_policies
 from anygpt.manifest import read_manifest
 from anygpt.media import Audio, load_audio, load_image, save_audio, save_image
@@ -76,7 +76,9 @@ class Result:
     seed: int
     """Gives the same answer again."""
     seconds: float
-    """What it took, tokenizers included."""
+    """What it took, tokenizers included; in a batch, from when its prompt got a place."""
+    error: AnyGPTError | None = None
+    """Of `run_batch`: why there is no answer. The modality may then be empty."""
 
     @property
     def media(self) -> Image.Image | Audio | None:
@@ -90,6 +92,23 @@ class Result:
         """
         assert self.media is not None, "an answer in text has no file"
         return save_media(folder, self.media, name=split_bars(self.prompt)[2])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Task:
+    """A prompt as ids, and how it is to be answered."""
+
+    prompt: str
+    target: str
+    ids: list[int]
+    unconditional_ids: list[int] | None
+    """The prompt without its input, where the answer is guided."""
+    policies: Mapping[str, Policy]
+    decoder_settings: Mapping[str, Any]
+    seed: int
+
+    def failed(self, error: AnyGPTError) -> Result:
+        return Result(prompt=self.prompt, modality=self.target, seed=self.seed, seconds=0.0, error=error)
 
 
 class AnyGPT:
@@ -179,18 +198,66 @@ class AnyGPT:
         """The modalities of this model, at its codebook sizes."""
         return self.vocabulary.specs
 
-    def run(self, prompt: str, *, seed: int | None = None, progress: Progress | None = None, **settings: Any) -> Result:
+    @overload
+    def run(
+        self, prompt: str, *, n: None = None, seed: int | None = None, progress: Progress | None = None, **settings: Any
+    ) -> Result: ...
+
+    @overload
+    def run(
+        self, prompt: str, *, n: int, seed: int | None = None, progress: Progress | None = None, **settings: Any
+    ) -> list[Result]: ...
+
+    def run(
+        self,
+        prompt: str,
+        *,
+        n: int | None = None,
+        seed: int | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Result | list[Result]:
         r"""Answer a one-line prompt such as `text|image|a red apple` or `speech|text|hello.wav`; `\|` is a bar.
 
         `settings` are fields of the answer's `Policy` (`temperature=0.5`) or of its form (`voice="me.wav"`, also an
-        `Audio`). The same seed gives the same answer on the same machine. Raises AnyGPTError for an unknown form,
-        unfit media, an unknown setting, or a prompt that doesn't fit the model's context.
+        `Audio`). The same seed gives the same answer on the same machine. With `n`, so many answers at once, of the
+        seeds from `seed` on, for one reading of the prompt; they don't call `progress`. Raises AnyGPTError for an
+        unknown form, unfit media, an unknown setting, or a prompt that doesn't fit the model's context.
         """
-        form = parse_form(prompt, self.specs.values())
-        given = self.ask(
-            form.source, form.target, form.content, seed=seed, progress=progress, **form.fields, **settings
+        if n is None:
+            form = parse_form(prompt, self.specs.values())
+            given = self.ask(
+                form.source, form.target, form.content, seed=seed, progress=progress, **form.fields, **settings
+            )
+            return replace(given, prompt=prompt)
+        if n < 1:
+            raise AnyGPTError(f"n is {n}, expected at least 1")
+        task = self._task(prompt, _seed(seed if seed is not None else self.seed), settings)
+        results = self._run_tasks([replace(task, seed=(task.seed + i) % 2**63) for i in range(n)], batch_size=n)
+        return [_answered(result) for result in results]
+
+    def run_batch(
+        self,
+        prompts: Iterable[str | tuple[str, int]],
+        *,
+        batch_size: int = 16,
+        seed: int | None = None,
+        **settings: Any,
+    ) -> Iterator[Result]:
+        """Answer many prompts, `batch_size` at a time; the results come in the order of the prompts.
+
+        A prompt may come with a seed of its own; prompt i without one has `seed` + i. It is answered as by `run` with
+        that seed, but for ids so close to a tie that the order of summation decides. Prompts are read as places
+        become free. What can't be answered gives a result with an `error`. `settings` as in `run`, for all prompts.
+        Raises AnyGPTError for a batch size or seed out of range.
+        """
+        if batch_size < 1:
+            raise AnyGPTError(f"batch_size is {batch_size}, expected at least 1")
+        first = _seed(seed if seed is not None else self.seed)
+        seeded = (
+            (item, (first + number) % 2**63) if isinstance(item, str) else item for number, item in enumerate(prompts)
         )
-        return Result(**{**vars(given), "prompt": prompt})
+        return self._run_tasks((self._task_or_error(*item, settings) for item in seeded), batch_size=batch_size)
 
     def ask(
         self,
@@ -207,31 +274,15 @@ class AnyGPT:
         `content` is text, or the path of a file, a picture or sound, or codes [K, T]. See `run` for the rest.
         """
         began = time.perf_counter()
-        name = source if target == TEXT else target
-        assert TEXT in (source, target) and name in self.specs, (source, target)
-        seed = _seed(seed if seed is not None else self.seed)
-        policy, fields = self._split_settings(target, settings)
-        fields = {key: self.load(target, value, is_prompt=True) for key, value in fields.items()}
-        direction: Direction = "x2text" if target == TEXT else "text2x"
-        segment = _plain(content) if source == TEXT else Media(source, self.encode(source, content))
-        ids = self._answer(name, direction, segment, target, policy, _generator(seed, self.decoder.device), progress)
-        answer: dict[str, Any] = {}
-        if target == TEXT:
-            items = self.vocabulary.decode_ids(ids)
-            answer["text"] = "".join(item.text for item in items if isinstance(item, Text)).strip()
-        else:
-            span = self.vocabulary.decode_ids(ids)[0]
-            assert isinstance(span, Span), span
-            answer["codes_KT"] = span.codes_KT
-            settings = policy.decoder_settings | fields
-            answer[self.specs[target].media] = self.decode(target, span.codes_KT, seed=seed, **settings)
-        return Result(
-            prompt=_describe(source, target, content),
-            modality=target,
-            seed=seed,
-            seconds=time.perf_counter() - began,
-            **answer,
-        )
+        task = self._prepare(source, target, content, _seed(seed if seed is not None else self.seed), settings)
+        most = self._grammar.longest_answer(Request.only(target), task.policies) or self.decoder.shape.context
+        most = min(most, self.decoder.shape.context - len(task.ids))
+        ids: list[int] = []
+        for index in generate(self.decoder, task.ids, **self._rules(task)):
+            ids.append(index)
+            if progress is not None:
+                progress(len(ids), most)
+        return self._result(task, ids, began)
 
     def stream(
         self, prompt: str, *, seed: int | None = None, **settings: Any
@@ -280,42 +331,106 @@ class AnyGPT:
         """The picture or sound that codes int64 [K, T] stand for; `settings` are the tokenizer's own (`voice`)."""
         return self.tokenizers.get(name).decode(codes_KT, generator=_generator(seed, "cpu"), **settings)
 
-    def _answer(
+    def _task(self, prompt: str, seed: int, settings: Mapping[str, Any]) -> "_Task":
+        form = parse_form(prompt, self.specs.values())
+        given = {**form.fields, **settings}
+        return replace(self._prepare(form.source, form.target, form.content, seed, given), prompt=prompt)
+
+    def _task_or_error(self, prompt: str, seed: int, settings: Mapping[str, Any]) -> "_Task | Result":
+        try:
+            return self._task(prompt, _seed(seed), settings)
+        except AnyGPTError as error:
+            return Result(prompt=prompt, modality="", seed=seed, seconds=0.0, error=error)
+
+    def _run_tasks(self, tasks: "Iterable[_Task | Result]", *, batch_size: int) -> Iterator[Result]:
+        """The results of tasks in their order; what is a result already has its place among them."""
+        ready: dict[int, Result] = {}
+        making: dict[Answer, tuple[int, _Task, float]] = {}
+
+        def answers() -> Iterator[Answer]:
+            for number, task in enumerate(tasks):
+                if isinstance(task, Result):
+                    ready[number] = task
+                    continue
+                try:
+                    answer = Answer(task.ids, context=self.decoder.shape.context, **self._rules(task))
+                except AnyGPTError as error:
+                    ready[number] = task.failed(error)
+                    continue
+                making[answer] = (number, task, time.perf_counter())
+                yield answer
+
+        due = 0
+        for answer, _ in decode(self.decoder, answers(), batch_size=batch_size):
+            if not answer.is_done:
+                continue
+            number, task, began = making.pop(answer)
+            try:
+                ready[number] = self._result(task, answer.ids, began)
+            except AnyGPTError as error:
+                ready[number] = task.failed(error)
+            while due in ready:
+                yield ready.pop(due)
+                due += 1
+        yield from (ready[number] for number in sorted(ready))
+
+    def _prepare(
         self,
-        name: str,
-        direction: Direction,
-        segment: Segment,
+        source: str,
         target: str,
-        policy: Policy,
-        generator: torch.Generator,
-        progress: Progress | None,
-    ) -> list[int]:
-        """The ids of the answer, a start tag included."""
-        request = Request.only(target)
-        prompt = render_base(
-            direction,
-            self.task_prompts.canonical(name, direction),
-            [segment],
-            self.vocabulary,
-            answer_modality=request.forced,
+        content: str | Path | Image.Image | Audio | Tensor,
+        seed: int,
+        settings: Mapping[str, Any],
+    ) -> "_Task":
+        """All that an answer is made from. Raises AnyGPTError as `run` does."""
+        name = source if target == TEXT else target
+        assert TEXT in (source, target) and name in self.specs, (source, target)
+        policy, fields = self._split_settings(target, dict(settings))
+        fields = {key: self.load(target, value, is_prompt=True) for key, value in fields.items()}
+        segment = _plain(content) if source == TEXT else Media(source, self.encode(source, content))
+        is_guided = target != TEXT and policy.guidance_scale != 1.0
+        return _Task(
+            prompt=_describe(source, target, content),
+            target=target,
+            ids=self._prompt_ids(name, target, [segment]),
+            unconditional_ids=self._prompt_ids(name, target, []) if is_guided else None,
+            policies={**self.policies, target: policy},
+            decoder_settings=policy.decoder_settings | fields,
+            seed=seed,
         )
-        if request.forced is not None:
-            prompt = prompt[:-1]  # `generate` begins with the start tag itself
-        policies = {**self.policies, target: policy}
-        most = self._grammar.longest_answer(request, policies) or self.decoder.shape.context
-        ids: list[int] = []
-        for index in generate(
-            self.decoder,
-            prompt,
-            grammar=self._grammar,
-            request=request,
-            policies=policies,
-            generator=generator,
-        ):
-            ids.append(index)
-            if progress is not None:
-                progress(len(ids), min(most, self.decoder.shape.context - len(prompt)))
-        return ids
+
+    def _prompt_ids(self, name: str, target: str, segments: Sequence[Segment]) -> list[int]:
+        """A prompt up to where the answer begins, which is with the start tag that the grammar forces."""
+        direction: Direction = "x2text" if target == TEXT else "text2x"
+        instruction = self.task_prompts.canonical(name, direction)
+        forced = Request.only(target).forced
+        ids = render_base(direction, instruction, segments, self.vocabulary, answer_modality=forced)
+        return ids if forced is None else ids[:-1]
+
+    def _rules(self, task: "_Task") -> dict[str, Any]:
+        """What `generate` and `Answer` want to know of a task besides its prompt."""
+        return {
+            "grammar": self._grammar,
+            "request": Request.only(task.target),
+            "policies": task.policies,
+            "generator": _generator(task.seed, self.decoder.device),
+            "unconditional_ids": task.unconditional_ids,
+        }
+
+    def _result(self, task: "_Task", ids: list[int], began: float) -> Result:
+        """The answer that ids stand for, a start tag included."""
+        answer: dict[str, Any] = {}
+        items = self.vocabulary.decode_ids(ids)
+        if task.target == TEXT:
+            answer["text"] = "".join(item.text for item in items if isinstance(item, Text)).strip()
+        else:
+            span = items[0]
+            assert isinstance(span, Span), span
+            answer["codes_KT"] = span.codes_KT
+            media = self.decode(task.target, span.codes_KT, seed=task.seed, **task.decoder_settings)
+            answer[self.specs[task.target].media] = media
+        seconds = time.perf_counter() - began
+        return Result(prompt=task.prompt, modality=task.target, seed=task.seed, seconds=seconds, **answer)
 
     def _split_settings(self, target: str, settings: dict[str, Any]) -> tuple[Policy, dict[str, Any]]:
         """The answer's policy with its overrides, and what is meant for the form's fields."""
@@ -406,6 +521,12 @@ def _plain(content: Any) -> Text:
     if not content.strip():
         raise AnyGPTError("the text is empty")
     return Text(content.strip())
+
+
+def _answered(result: Result) -> Result:
+    if result.error is not None:
+        raise result.error
+    return result
 
 
 def _text(path: Path | str | None) -> str | None:

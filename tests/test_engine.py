@@ -287,3 +287,62 @@ def test_unknown_config_key(own_home: Path) -> None:
 def test_importing_the_package_loads_no_torch() -> None:
     code = "import sys, anygpt, anygpt.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+PROMPTS = [
+    "text|image|a red apple",
+    "image|text|{picture}",
+    "text|music|calm",
+    "text|speech|hello",
+    "speech|text|{sound}",
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_a_batch_answers_as_one_by_one(model: AnyGPT, picture: Path, sound: Path, batch_size: int) -> None:
+    prompts = [prompt.format(picture=picture, sound=sound) for prompt in PROMPTS * 2]
+    results = list(model.run_batch(prompts, batch_size=batch_size, seed=11))
+    assert [result.prompt for result in results] == prompts and not any(result.error for result in results)
+    for number, result in enumerate(results):
+        same(result, model.run(prompts[number], seed=11 + number))
+
+
+def same(result: Result, expected: Result) -> None:
+    assert (result.text, result.modality, result.seed) == (expected.text, expected.modality, expected.seed)
+    if expected.text is None:
+        assert torch.equal(codes(result), codes(expected))
+    if expected.audio is not None:
+        assert result.audio is not None and np.array_equal(result.audio.wave, expected.audio.wave)
+
+
+def test_bad_prompts_leave_the_others_alone(model: AnyGPT) -> None:
+    prompts = ["nonsense", "text|image|x", "image|text|nowhere.png", "text|music|" + "w " * 400, ("text|image|y", 3)]
+    results = list(model.run_batch(prompts, batch_size=2, seed=5))
+    errors = [str(result.error or "").split(":")[0].split(";")[0] for result in results]
+    assert [bool(error) for error in errors] == [True, False, True, True, False]
+    assert "unknown form" in errors[0] and "nowhere.png" in errors[2] and "ids long" in errors[3]
+    same(results[1], model.run("text|image|x", seed=6))
+    same(results[4], model.run("text|image|y", seed=3))
+    with pytest.raises(AnyGPTError, match="batch_size is 0"):
+        model.run_batch([], batch_size=0)
+
+
+def test_several_answers_of_one_prompt(model: AnyGPT) -> None:
+    answers = model.run("text|image|a red apple", n=3, seed=20)
+    for number, answer in enumerate(answers):
+        same(answer, model.run("text|image|a red apple", seed=20 + number))
+    with pytest.raises(AnyGPTError, match="unknown form"):
+        model.run("nonsense", n=2)
+    with pytest.raises(AnyGPTError, match="n is 0"):
+        model.run("text|image|x", n=0)
+
+
+def test_guidance(model: AnyGPT) -> None:
+    prompt = "text|image|a red apple"
+    plain = model.run(prompt, seed=1)
+    same(model.run(prompt, seed=1, guidance_scale=1.0), plain)
+    guided = model.run(prompt, seed=1, guidance_scale=5.0)
+    assert not torch.equal(codes(guided), codes(plain))
+    same(next(model.run_batch([(prompt, 1), ("text|image|y", 1)], guidance_scale=5.0)), guided)
+    with pytest.raises(AnyGPTError, match="'guidance_scale' is -1"):
+        model.run(prompt, guidance_scale=-1)
