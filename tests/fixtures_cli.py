@@ -63,9 +63,7 @@ class Terminal:
         begin, deadline = len(self.text), time.monotonic() + seconds
         while not re.search(pattern, self.text[begin:]):
             assert time.monotonic() < deadline, self.text
-            if select.select([self._fd], [], [], 0.2)[0]:
-                with contextlib.suppress(OSError):
-                    self.text += os.read(self._fd, 65536).decode(errors="replace")
+            self._read()
         return self.text[begin:]
 
     def type(self, line: str) -> None:
@@ -84,8 +82,18 @@ class Terminal:
                 return
         raise AssertionError(self.text)
 
-    def exit_code(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
+    def exit_code(self, *, seconds: float = 60) -> int:
+        """Of the command, once it has ended; what it still prints is read, as nobody else would make room for it."""
+        deadline = time.monotonic() + seconds
+        while not (ended := os.waitpid(self._child, os.WNOHANG))[0]:
+            assert time.monotonic() < deadline, f"still running after {seconds} s: {self.text}"
+            self._read()
+        return os.waitstatus_to_exitcode(ended[1])
+
+    def _read(self) -> None:
+        if select.select([self._fd], [], [], 0.2)[0]:
+            with contextlib.suppress(OSError):
+                self.text += os.read(self._fd, 65536).decode(errors="replace")
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):

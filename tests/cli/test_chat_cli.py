@@ -261,15 +261,18 @@ def test_session_on_a_dumb_terminal(start: Callable[..., Terminal]) -> None:
 
 
 def test_editing_completion_and_history_on_a_terminal(start: Callable[..., Terminal], tmp_path: Path) -> None:
-    """Lines are remembered from one run to the next."""
+    """Lines are remembered from one run to the next.
+
+    Each key waits for the prompt: until that stands the terminal is in line mode, where Ctrl-D is no key.
+    """
     terminal = start(TERM="xterm", COLUMNS="200")
     terminal.wait_for("anygpt>")
     terminal.press("|hx\x7fist\t")
     terminal.wait_for("ory")
     terminal.press("\r")
-    terminal.wait_for("the conversation is empty")
+    terminal.wait_for(r"the conversation is empty[\s\S]*anygpt>")
     terminal.press("\x03")
-    terminal.wait_for("stopped")
+    terminal.wait_for(r"stopped[\s\S]*anygpt>")
     terminal.press("\x04")
     assert terminal.exit_code() == 0
     assert (tmp_path / "state" / "anygpt" / "chat_history").read_text().endswith("+|history\n")
