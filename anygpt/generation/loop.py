@@ -192,7 +192,7 @@ def decode(decoder: LlamaDecoder, answers: Iterable[Answer], *, batch_size: int)
     prompt, one after the other, cost one prefill. A guided answer has a second row.
     """
     waiting = iter(answers)
-    batch = _Batch(decoder)
+    batch = Batch(decoder)
     while True:
         while batch.size < batch_size and (answer := next(waiting, None)) is not None:
             batch.add(answer)
@@ -213,8 +213,11 @@ class _Row:
     is_unconditional: bool = False
 
 
-class _Batch:
-    """Answers that are made together. The rows in use are the first of the cache: the last fills a gap."""
+class Batch:
+    """Answers that are made together: `add` some, `step` all, in one thread.
+
+    The rows in use are the first of the cache: the last fills a gap.
+    """
 
     def __init__(self, decoder: LlamaDecoder) -> None:
         self._decoder = decoder
@@ -252,6 +255,13 @@ class _Batch:
             if self._rows[number].answer.is_done:
                 self._remove(number)
         return list(zip(answers, drawn, strict=True))
+
+    def cancel(self, answer: Answer) -> None:
+        """Take an answer out before it is done; after `step`, and before others are added."""
+        assert all(row.first_V is None for row in self._rows), "rows that are new have to stay behind the others"
+        for number in reversed(range(len(self._rows))):
+            if self._rows[number].answer is answer:
+                self._remove(number)
 
     def _prefill(self, ids: list[int]) -> Tensor:
         """Fill the row behind those in use, by copying what it can; the logits [V] behind it."""

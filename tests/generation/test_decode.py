@@ -8,7 +8,7 @@ from fixtures_tiny import CONTEXT, SPECS
 
 from anygpt.generation.grammar import Grammar, Request
 from anygpt.generation.llama import LlamaDecoder
-from anygpt.generation.loop import Answer, decode, generate
+from anygpt.generation.loop import Answer, Batch, decode, generate
 from anygpt.generation.policies import Policy
 
 GREEDY = {name: Policy(do_sample=False, max_new_tokens=40) for name in ("text", *SPECS)}
@@ -147,3 +147,27 @@ def test_guided_answers_among_others(decoder: LlamaDecoder, grammar: Grammar) ->
     for one, expected in zip(together, some(), strict=True):
         finish(decoder, [expected], 1)
         assert one.ids == expected.ids
+
+
+def test_answers_that_are_cancelled_leave_the_others_alone(decoder: LlamaDecoder, grammar: Grammar) -> None:
+    def some() -> list[Answer]:
+        return [
+            answer(grammar, 0, DRAWN),
+            guided(grammar, 1, 3.0, PROMPTS[0][:2]),
+            *(answer(grammar, n, DRAWN) for n in (6, 8)),
+        ]
+
+    kept, expected = some(), some()
+    batch = Batch(decoder)
+    for one in kept:
+        batch.add(one)
+    for steps, number in ((2, 1), (1, 3), (1, 0)):
+        for _ in range(steps):
+            batch.step()
+        batch.cancel(kept[number])
+        batch.add(answer(grammar, 2, GREEDY, request=Request.only("text")))
+    while batch.size:
+        batch.step()
+    finish(decoder, [expected[2]], 1)
+    assert kept[2].ids == expected[2].ids
+    assert not any(kept[number].is_done for number in (0, 1, 3))
