@@ -256,6 +256,7 @@ class Batch:
                 self._remove(number)
         return list(zip(answers, drawn, strict=True))
 
+    @torch.inference_mode()
     def cancel(self, answer: Answer) -> None:
         """Take an answer out before it is done; after `step`, and before others are added."""
         assert all(row.first_V is None for row in self._rows), "rows that are new have to stay behind the others"
