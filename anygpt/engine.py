@@ -95,8 +95,8 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Task:
-    """A prompt as ids, and how it is to be answered."""
+class Task:
+    """A prompt as ids, and how it is to be answered; made by `AnyGPT.task`."""
 
     prompt: str
     target: str
@@ -232,7 +232,7 @@ class AnyGPT:
             return replace(given, prompt=prompt)
         if n < 1:
             raise AnyGPTError(f"n is {n}, expected at least 1")
-        task = self._task(prompt, _seed(seed if seed is not None else self.seed), settings)
+        task = self.task(prompt, seed=seed, **settings)
         results = self._run_tasks([replace(task, seed=(task.seed + i) % 2**63) for i in range(n)], batch_size=n)
         return [_answered(result) for result in results]
 
@@ -253,7 +253,7 @@ class AnyGPT:
         """
         if batch_size < 1:
             raise AnyGPTError(f"batch_size is {batch_size}, expected at least 1")
-        first = _seed(seed if seed is not None else self.seed)
+        first = self._chosen(seed)
         seeded = (
             (item, (first + number) % 2**63) if isinstance(item, str) else item for number, item in enumerate(prompts)
         )
@@ -274,15 +274,15 @@ class AnyGPT:
         `content` is text, or the path of a file, a picture or sound, or codes [K, T]. See `run` for the rest.
         """
         began = time.perf_counter()
-        task = self._prepare(source, target, content, _seed(seed if seed is not None else self.seed), settings)
+        task = self._prepare(source, target, content, self._chosen(seed), settings)
         most = self._grammar.longest_answer(Request.only(target), task.policies) or self.decoder.shape.context
         most = min(most, self.decoder.shape.context - len(task.ids))
         ids: list[int] = []
-        for index in generate(self.decoder, task.ids, **self._rules(task)):
+        for index in generate(self.decoder, task.ids, **self.rules(task)):
             ids.append(index)
             if progress is not None:
                 progress(len(ids), most)
-        return self._result(task, ids, began)
+        return self.result(task, ids, began)
 
     def stream(
         self, prompt: str, *, seed: int | None = None, **settings: Any
@@ -290,7 +290,7 @@ class AnyGPT:
         """As `run`, with the answer in parts while it is made: text, sound in chunks, and the `Result` last."""
         from anygpt.streaming import stream
 
-        return stream(self, prompt, seed=_seed(seed if seed is not None else self.seed), **settings)
+        return stream(self, prompt, seed=self._chosen(seed), **settings)
 
     def session(self, *, seed: int | None = None) -> Session:
         """A new conversation with this model, in the template of its `anygpt.json` (without one: the released chat
@@ -298,7 +298,7 @@ class AnyGPT:
 
         Raises AnyGPTError for a model without the tokens of its template, or a bad `generate_config.json`.
         """
-        return Session(self, seed=_seed(seed if seed is not None else self.seed))
+        return Session(self, seed=self._chosen(seed))
 
     @cached_property
     def chat_policies(self) -> dict[str, Policy]:
@@ -331,21 +331,52 @@ class AnyGPT:
         """The picture or sound that codes int64 [K, T] stand for; `settings` are the tokenizer's own (`voice`)."""
         return self.tokenizers.get(name).decode(codes_KT, generator=_generator(seed, "cpu"), **settings)
 
-    def _task(self, prompt: str, seed: int, settings: Mapping[str, Any]) -> "_Task":
+    def task(self, prompt: str, *, seed: int | None = None, **settings: Any) -> Task:
+        """What `run` makes of a prompt before it generates an answer; arguments and errors are those of `run`.
+
+        `rules` and `result` are the steps that follow, for a caller who does the generating.
+        """
         form = parse_form(prompt, self.specs.values())
         given = {**form.fields, **settings}
-        return replace(self._prepare(form.source, form.target, form.content, seed, given), prompt=prompt)
+        return replace(self._prepare(form.source, form.target, form.content, self._chosen(seed), given), prompt=prompt)
 
-    def _task_or_error(self, prompt: str, seed: int, settings: Mapping[str, Any]) -> "_Task | Result":
+    def rules(self, task: Task) -> dict[str, Any]:
+        """What `generate` and `Answer` want to know of a task besides its prompt."""
+        return {
+            "grammar": self._grammar,
+            "request": Request.only(task.target),
+            "policies": task.policies,
+            "generator": _generator(task.seed, self.decoder.device),
+            "unconditional_ids": task.unconditional_ids,
+        }
+
+    def result(self, task: Task, ids: list[int], began: float, *, audio: Audio | None = None) -> Result:
+        """The answer that ids stand for, a start tag included; its time counts from `began` (`time.perf_counter`).
+
+        `audio` is the sound of the ids, where they have been decoded already.
+        """
+        answer: dict[str, Any] = {}
+        items = self.vocabulary.decode_ids(ids)
+        if task.target == TEXT:
+            answer["text"] = "".join(item.text for item in items if isinstance(item, Text)).strip()
+        else:
+            span = items[0]
+            assert isinstance(span, Span), span
+            media = audio or self.decode(task.target, span.codes_KT, seed=task.seed, **task.decoder_settings)
+            answer |= {"codes_KT": span.codes_KT, self.specs[task.target].media: media}
+        seconds = time.perf_counter() - began
+        return Result(prompt=task.prompt, modality=task.target, seed=task.seed, seconds=seconds, **answer)
+
+    def _task_or_error(self, prompt: str, seed: int, settings: Mapping[str, Any]) -> "Task | Result":
         try:
-            return self._task(prompt, _seed(seed), settings)
+            return self.task(prompt, seed=seed, **settings)
         except AnyGPTError as error:
             return Result(prompt=prompt, modality="", seed=seed, seconds=0.0, error=error)
 
-    def _run_tasks(self, tasks: "Iterable[_Task | Result]", *, batch_size: int) -> Iterator[Result]:
+    def _run_tasks(self, tasks: "Iterable[Task | Result]", *, batch_size: int) -> Iterator[Result]:
         """The results of tasks in their order; what is a result already has its place among them."""
         ready: dict[int, Result] = {}
-        making: dict[Answer, tuple[int, _Task, float]] = {}
+        making: dict[Answer, tuple[int, Task, float]] = {}
 
         def answers() -> Iterator[Answer]:
             for number, task in enumerate(tasks):
@@ -353,7 +384,7 @@ class AnyGPT:
                     ready[number] = task
                     continue
                 try:
-                    answer = Answer(task.ids, context=self.decoder.shape.context, **self._rules(task))
+                    answer = Answer(task.ids, context=self.decoder.shape.context, **self.rules(task))
                 except AnyGPTError as error:
                     ready[number] = task.failed(error)
                     continue
@@ -366,7 +397,7 @@ class AnyGPT:
                 continue
             number, task, began = making.pop(answer)
             try:
-                ready[number] = self._result(task, answer.ids, began)
+                ready[number] = self.result(task, answer.ids, began)
             except AnyGPTError as error:
                 ready[number] = task.failed(error)
             while due in ready:
@@ -381,7 +412,7 @@ class AnyGPT:
         content: str | Path | Image.Image | Audio | Tensor,
         seed: int,
         settings: Mapping[str, Any],
-    ) -> "_Task":
+    ) -> Task:
         """All that an answer is made from. Raises AnyGPTError as `run` does."""
         name = source if target == TEXT else target
         assert TEXT in (source, target) and name in self.specs, (source, target)
@@ -389,7 +420,7 @@ class AnyGPT:
         fields = {key: self.load(target, value, is_prompt=True) for key, value in fields.items()}
         segment = _plain(content) if source == TEXT else Media(source, self.encode(source, content))
         is_guided = target != TEXT and policy.guidance_scale != 1.0
-        return _Task(
+        return Task(
             prompt=_describe(source, target, content),
             target=target,
             ids=self._prompt_ids(name, target, [segment]),
@@ -407,30 +438,9 @@ class AnyGPT:
         ids = render_base(direction, instruction, segments, self.vocabulary, answer_modality=forced)
         return ids if forced is None else ids[:-1]
 
-    def _rules(self, task: "_Task") -> dict[str, Any]:
-        """What `generate` and `Answer` want to know of a task besides its prompt."""
-        return {
-            "grammar": self._grammar,
-            "request": Request.only(task.target),
-            "policies": task.policies,
-            "generator": _generator(task.seed, self.decoder.device),
-            "unconditional_ids": task.unconditional_ids,
-        }
-
-    def _result(self, task: "_Task", ids: list[int], began: float) -> Result:
-        """The answer that ids stand for, a start tag included."""
-        answer: dict[str, Any] = {}
-        items = self.vocabulary.decode_ids(ids)
-        if task.target == TEXT:
-            answer["text"] = "".join(item.text for item in items if isinstance(item, Text)).strip()
-        else:
-            span = items[0]
-            assert isinstance(span, Span), span
-            answer["codes_KT"] = span.codes_KT
-            media = self.decode(task.target, span.codes_KT, seed=task.seed, **task.decoder_settings)
-            answer[self.specs[task.target].media] = media
-        seconds = time.perf_counter() - began
-        return Result(prompt=task.prompt, modality=task.target, seed=task.seed, seconds=seconds, **answer)
+    def _chosen(self, seed: int | None) -> int:
+        """The seed of an answer: the given one, else the model's own, else a new one."""
+        return _seed(seed if seed is not None else self.seed)
 
     def _split_settings(self, target: str, settings: dict[str, Any]) -> tuple[Policy, dict[str, Any]]:
         """The answer's policy with its overrides, and what is meant for the form's fields."""

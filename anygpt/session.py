@@ -122,7 +122,8 @@ class Session:
 
         `media` go before the text; a spoken instruction is `("speech", path)` among them. `answer` names what the
         answer must contain: a modality, or "text" for text only; None leaves it to the model. `voice` is a sample of
-        the voice for speech. `settings` are fields of the answer's `Policy` (that of text for None).
+        the voice for speech. `settings` are fields of the answer's `Policy` (that of text for None); `guidance_scale`
+        has to be 1, in the policy files as well.
 
         Where the iteration stops before `Done`, by an error or because it isn't carried on, the conversation is as
         it was. Raises AnyGPTError for an empty message, unfit media, unknown settings, a message that exceeds the
@@ -133,6 +134,8 @@ class Session:
         if answer is not None and answer != TEXT:
             _check_modality(answer, [TEXT, *specs])
         policies = self._policies_for(answer or TEXT, settings)
+        if answer != TEXT:
+            _check_unguided(policies, specs)
         sample = self._load_voice(voice) if voice is not None else None
         turn = self._question(text, media)
         spoken = load_templates().message.requests
@@ -335,6 +338,18 @@ def _check_segments(turn: Turn, where: str) -> None:
     for segment in turn.segments:
         if isinstance(segment, Control) and segment.token not in known:
             raise AnyGPTError(f"{where} holds the control token {segment.token}, which can't stand there")
+
+
+def _check_unguided(policies: Mapping[str, Policy], names: Iterable[str]) -> None:
+    # Guidance needs the same conversation without what was asked for. What the model has said of the picture before
+    # it begins would still be there, so that hardly anything would be left to guide by.
+    for name in names:
+        scale = policies[name].guidance_scale
+        if scale != 1.0:
+            raise AnyGPTError(
+                f"'guidance_scale' of {name} is {scale:g}, and conversations are not guided: leave it at 1 here and in "
+                f"{name}_generate_config.json, or use a base prompt"
+            )
 
 
 def _check_modality(name: str, known: Iterable[str]) -> None:

@@ -11,19 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from anygpt.engine import Result
-from anygpt.forms import TEXT, Form, parse_form
-from anygpt.generation.grammar import Request
+from anygpt.engine import Result, Task
+from anygpt.forms import TEXT
 from anygpt.generation.loop import generate
 from anygpt.generation.reading import AnswerReader, SpanStart, TextPiece
 from anygpt.media import Audio
-from anygpt.prompts.render import render_base
-from anygpt.prompts.segments import Media
-from anygpt.prompts.templates import Direction
 from anygpt.tokenizers.streams import ChunkDecoder, StreamingTokenizer
-from anygpt.vocabulary import Block, Span, Text
+from anygpt.vocabulary import Block, Span
 
 if TYPE_CHECKING:
     from anygpt.engine import AnyGPT
@@ -73,83 +68,43 @@ def stream(model: "AnyGPT", prompt: str, *, seed: int, **settings: Any) -> Itera
     whole recording. Speech is told apart from it in `SpeechTokenizer.stream`.
     """
     began = time.perf_counter()
-    form = parse_form(prompt, model.specs.values())
-    policy, fields = model._split_settings(form.target, {**form.fields, **settings})
-    fields = {key: model.load(form.target, value, is_prompt=True) for key, value in fields.items()}
-    content = Text(form.content) if form.source == TEXT else Media(form.source, model.encode(form.source, form.content))
-    request = Request.only(form.target)
-    direction: Direction = "x2text" if form.target == TEXT else "text2x"
-    ids = render_base(
-        direction,
-        model.task_prompts.canonical(form.modality, direction),
-        [content],
-        model.vocabulary,
-        answer_modality=request.forced,
-    )
-    generated = generate(
-        model.decoder,
-        ids if request.forced is None else ids[:-1],  # `generate` begins with the start tag itself
-        grammar=model._grammar,
-        request=request,
-        policies={**model.policies, form.target: policy},
-        generator=torch.Generator(model.decoder.device).manual_seed(seed),
-    )
-    decoder_settings = policy.decoder_settings | fields
-    sound = _sound(model, form.target, seed, decoder_settings)
-    return _events(model, form, prompt, generated, sound, seed, decoder_settings, began)
+    task = model.task(prompt, seed=seed, **settings)
+    generated = generate(model.decoder, task.ids, **model.rules(task))
+    return _events(model, task, generated, _sound(model, task), began)
 
 
-def _sound(model: "AnyGPT", target: str, seed: int, settings: dict[str, Any]) -> SpanSound | None:
+def _sound(model: "AnyGPT", task: Task) -> SpanSound | None:
     """The decoder of an answer in sound; None for other answers, and for a tokenizer that can't decode in pieces."""
-    if target == TEXT or model.specs[target].media != "audio":
+    if task.target == TEXT or model.specs[task.target].media != "audio":
         return None
-    tokenizer = model.tokenizers.get(target)
+    tokenizer = model.tokenizers.get(task.target)
     if not isinstance(tokenizer, StreamingTokenizer):
         return None
-    decoder = tokenizer.stream(generator=torch.Generator().manual_seed(seed), **settings)
-    return SpanSound(model.vocabulary.blocks[target], decoder)
+    decoder = tokenizer.stream(generator=torch.Generator().manual_seed(task.seed), **task.decoder_settings)
+    return SpanSound(model.vocabulary.blocks[task.target], decoder)
 
 
 def _events(
-    model: "AnyGPT",
-    form: Form,
-    prompt: str,
-    generated: Iterable[int],
-    sound: SpanSound | None,
-    seed: int,
-    settings: dict[str, Any],
-    began: float,
+    model: "AnyGPT", task: Task, generated: Iterable[int], sound: SpanSound | None, began: float
 ) -> Iterator[TextPiece | AudioChunk | Result]:
     reader = AnswerReader(model.vocabulary)
-    texts: list[str] = []
+    ids: list[int] = []
     chunks: list[Audio] = []
-    codes_KT: Tensor | None = None
-
-    def read(events: Iterable[TextPiece | SpanStart | Span]) -> Iterator[TextPiece]:
-        nonlocal codes_KT
-        for event in events:
-            if isinstance(event, TextPiece):
-                texts.append(event.text)
-                yield event
-            elif isinstance(event, Span):
-                codes_KT = event.codes_KT
-
     for index in generated:
-        yield from read(reader.push(index))
+        ids.append(index)
+        yield from _texts(reader.push(index))
         for chunk in sound.push(index) if sound is not None else ():
             chunks.append(chunk.audio)
             yield chunk
-    yield from read(reader.flush())
-    answer: dict[str, Any] = {}
-    if form.target == TEXT:
-        answer["text"] = "".join(texts)
-    else:
-        assert codes_KT is not None
-        media = _joined(chunks) if chunks else model.decode(form.target, codes_KT, seed=seed, **settings)
-        if isinstance(media, Audio) and not chunks:
-            yield AudioChunk(form.target, media, 0.0)
-        answer |= {"codes_KT": codes_KT, model.specs[form.target].media: media}
-    yield Result(prompt=prompt, modality=form.target, seed=seed, seconds=time.perf_counter() - began, **answer)
+    yield from _texts(reader.flush())
+    result = model.result(task, ids, began, audio=_joined(chunks) if chunks else None)
+    if result.audio is not None and not chunks:
+        yield AudioChunk(task.target, result.audio, 0.0)
+    yield result
+
+
+def _texts(events: Iterable[TextPiece | SpanStart | Span]) -> Iterator[TextPiece]:
+    return (event for event in events if isinstance(event, TextPiece))
 
 
 def _joined(chunks: Sequence[Audio]) -> Audio:

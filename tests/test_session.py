@@ -405,6 +405,7 @@ def test_typed_tags_stay_text(model: AnyGPT, session: Session) -> None:
         ({"answer": "speech", "voice": "/no/such/voice.wav"}, MediaError, "no such file"),
         ({"temperatur": 1}, ConfigError, "unknown key 'temperatur'.*'temperature'"),
         ({"answer": "image", "max_new_tokens": 3}, ConfigError, "expected at least 32 for image"),
+        ({"answer": "image", "guidance_scale": 3.0}, AnyGPTError, "'guidance_scale' of image is 3, .* not guided"),
     ],
 )
 def test_bad_messages(session: Session, arguments: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -105,3 +105,17 @@ def test_errors_come_at_once(model: AnyGPT) -> None:
         model.stream("text|music|slow piano", temprature=0.5)
     with pytest.raises(ConfigError, match="temperature"):
         model.stream("text|music|slow piano", temperature=-1)
+
+
+@pytest.mark.parametrize("name", ["image", *LONG])
+def test_a_guided_answer_is_that_of_run(model: AnyGPT, name: str) -> None:
+    """A second preparation of prompts once left guidance out."""
+    settings = {**LONG.get(name, {}), "guidance_scale": 4.0}
+    prompt = f"text|{name}|a red apple"
+    codes_KT = [
+        parts(model, prompt, **settings)[2].codes_KT,
+        model.run(prompt, seed=3, **settings).codes_KT,
+        model.run(prompt, seed=3, **{**settings, "guidance_scale": 1.0}).codes_KT,
+    ]
+    streamed, whole, unguided = (each for each in codes_KT if each is not None)
+    assert torch.equal(streamed, whole) and not torch.equal(whole, unguided)
