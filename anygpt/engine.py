@@ -85,13 +85,17 @@ class Result:
         """The picture or sound, None for text."""
         return self.image if self.image is not None else self.audio
 
-    def save(self, folder: Path | str) -> Path:
+    def save(self, folder: Path | str, *, stem: str | None = None) -> Path:
         """Write the picture (JPEG) or sound (16-bit WAV), named from the prompt's text and the time.
 
-        Returns the path. Raises AnyGPTError when the folder can't be written; an answer in text is not saved.
+        With `stem` the file is `<stem>.<extension>`, in place of what has that name. Returns the path. Raises
+        AnyGPTError when the folder can't be written; an answer in text is not saved.
         """
         assert self.media is not None, "an answer in text has no file"
-        return save_media(folder, self.media, name=split_bars(self.prompt)[2])
+        if stem is None:
+            return save_media(folder, self.media, name=split_bars(self.prompt)[2])
+        kind = _kind_of(self.media)
+        return kind.save(Path(folder).expanduser() / f"{stem}.{kind.extension}", self.media)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -481,11 +485,15 @@ def save_media(folder: Path | str, media: Image.Image | Audio, *, name: str) -> 
 
     Returns the path. Raises AnyGPTError when the folder can't be written.
     """
-    kind = next(kind for kind in _KINDS.values() if isinstance(media, kind.type))
-    stem = f"{_safe_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    kind = _kind_of(media)
+    stem = f"{safe_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(folder).expanduser()
     numbered = (folder / f"{stem}{'' if n == 1 else f'-{n}'}.{kind.extension}" for n in range(1, 1_000_000))
     return kind.save(next(path for path in numbered if not path.exists()), media)
+
+
+def _kind_of(media: Image.Image | Audio) -> _MediaKind:
+    return next(kind for kind in _KINDS.values() if isinstance(media, kind.type))
 
 
 def find_model(model: Path | str | None) -> Path:
@@ -548,7 +556,7 @@ def _describe(source: str, target: str, content: Any) -> str:
     return f"{source}|{target}|{shown}"
 
 
-def _safe_name(text: str, *, max_bytes: int = 80) -> str:
+def safe_name(text: str, *, max_bytes: int = 80) -> str:
     """A file name from any text: letters and digits of any script, everything else a hyphen; never empty."""
     plain = unicodedata.normalize("NFKC", text)
     name = re.sub(r"[\W_]+", "-", plain).strip("-").lower()

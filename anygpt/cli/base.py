@@ -35,6 +35,10 @@ def base(
     audio_tokenizer_path: str | None = None,
     unclip_path: str | None = None,
     output_dir: Path = Path("infer_output/base"),
+    n: int = 1,
+    input: Path | None = None,
+    output: Path | None = None,
+    batch_size: int | None = None,
     seed: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -44,6 +48,11 @@ def base(
 
     Without --prompt, prompts are read line by line from standard input; on a terminal, `help` shows their forms.
     Pictures and sounds are saved, and their paths printed. The exit code is 2 when a prompt could not be answered.
+
+    With --input, a file of many prompts is answered: one JSON object a line, {"prompt": "text|image|a red apple"},
+    if wanted with "id", "seed" and "n". The answers are JSON lines in the same order, one for each with "text" or
+    "path", or "error". Pictures and sounds are named after the id, in a folder with the name of --output within
+    --output-dir. The same command goes on where a stopped run ended.
 
     Args:
         prompt: A prompt to answer; give the flag several times for several.
@@ -56,30 +65,50 @@ def base(
         audio_tokenizer_path: Tokenizer of sound effects, likewise.
         unclip_path: Folder or hub name of the diffusion pipeline that paints a released model's pictures.
         output_dir: Folder for pictures and sounds.
+        n: So many answers to each prompt, which is read once.
+        input: File of prompts.
+        output: File of answers to --input; without it the name of --input with .answers.jsonl, in --output-dir.
+        batch_size: Answers made together from --input; without it 16.
         seed: The same seed gives the same answers.
         device: auto, cpu, cuda or cuda:N.
         dtype: auto, float32, bfloat16 or float16.
         json: Print one JSON object per answer.
     """
+    _check_flags(prompt=prompt, n=n, input=input, output=output, batch_size=batch_size, json=json)
     output_dir = ensure_writable(output_dir)
     if prompt is not None:
         _check_any_form(prompt)
-    from anygpt.engine import AnyGPT
+    from anygpt.engine import AnyGPT, find_model
 
-    model = AnyGPT.from_pretrained(
-        model_name_or_path,
-        image_tokenizer_path=image_tokenizer_path,
-        speech_tokenizer_path=speech_tokenizer_path,
-        speech_tokenizer_config=speech_tokenizer_config,
-        soundstorm_path=soundstorm_path,
-        music_tokenizer_path=music_tokenizer_path,
-        audio_tokenizer_path=audio_tokenizer_path,
-        unclip_path=unclip_path,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-    )
-    console = _Console(model, output_dir, as_json=json)
+    paths = {
+        "image_tokenizer_path": image_tokenizer_path,
+        "speech_tokenizer_path": speech_tokenizer_path,
+        "speech_tokenizer_config": speech_tokenizer_config,
+        "soundstorm_path": soundstorm_path,
+        "music_tokenizer_path": music_tokenizer_path,
+        "audio_tokenizer_path": audio_tokenizer_path,
+        "unclip_path": unclip_path,
+    }
+
+    def load() -> AnyGPT:
+        return AnyGPT.from_pretrained(model_name_or_path, **paths, device=device, dtype=dtype, seed=seed)
+
+    if input is not None:
+        from anygpt.cli.prompt_file import BATCH_SIZE, answer_prompt_file
+
+        chosen = {"model": str(find_model(model_name_or_path).resolve()), "dtype": dtype, **paths}
+        is_complete = answer_prompt_file(
+            load,
+            input,
+            model={name: value for name, value in chosen.items() if value is not None},
+            output=output,
+            output_dir=output_dir,
+            batch_size=batch_size or BATCH_SIZE,
+            n=n,
+            seed=seed,
+        )
+        sys.exit(0 if is_complete else 2)
+    console = _Console(load(), output_dir, n=n, as_json=json)
     if prompt is None and sys.stdin.isatty():
         print("Type a prompt, `help` for the forms, or `quit`.")
         interact(LineReader(), console.handle, leave="quit")
@@ -87,6 +116,26 @@ def base(
     lines = prompt if prompt is not None else (line for line in map(str.strip, sys.stdin) if line)
     if not all([console.answer(line) for line in lines]):
         sys.exit(2)
+
+
+def _check_flags(
+    *,
+    prompt: list[str] | None,
+    n: int,
+    input: Path | None,
+    output: Path | None,
+    batch_size: int | None,
+    json: bool,
+) -> None:
+    for flag, number in (("--n", n), ("--batch-size", batch_size)):
+        if number is not None and number < 1:
+            raise AnyGPTError(f"{flag} is {number}, expected at least 1")
+    if input is None:
+        for flag, is_given in (("--output", output is not None), ("--batch-size", batch_size is not None)):
+            if is_given:
+                raise AnyGPTError(f"{flag} goes with --input, a file of prompts")
+    elif prompt is not None or json:
+        raise AnyGPTError(f"{'--json' if prompt is None else '--prompt'} doesn't go with --input")
 
 
 def _check_any_form(prompts: Sequence[str]) -> None:
@@ -104,9 +153,11 @@ def _check_any_form(prompts: Sequence[str]) -> None:
 class _Console:
     """Answers prompts and prints the results."""
 
-    def __init__(self, model: "AnyGPT", output_dir: Path, *, as_json: bool) -> None:
+    def __init__(self, model: "AnyGPT", output_dir: Path, *, n: int, as_json: bool) -> None:
+        """`n` answers to each prompt."""
         self._model = model
         self._output_dir = output_dir
+        self._n = n
         self._as_json = as_json
 
     def handle(self, line: str) -> bool:
@@ -125,11 +176,11 @@ class _Console:
         return "\n".join([*(f"  {form}" for form in forms), r"  \| is a bar inside a text; help, quit"])
 
     def answer(self, prompt: str) -> bool:
-        """Answer one prompt, print the answer or the mistake, and say whether it was answered."""
+        """Answer one prompt, print the answers or the mistake, and say whether it was answered."""
         progress = Progress()
         try:
-            result = self._model.run(prompt, progress=progress)
-            path = result.save(self._output_dir) if result.media is not None else None
+            results = self._results(prompt, progress)
+            paths = [result.save(self._output_dir) if result.media is not None else None for result in results]
         except AnyGPTError as error:
             progress.clear()
             print_mistake(prompt, str(error), as_json=self._as_json)
@@ -138,18 +189,27 @@ class _Console:
             progress.clear()
             raise
         progress.clear()
-        self._print(result, path)
+        for result, path in zip(results, paths, strict=True):
+            if self._as_json:
+                print_json(answer_row(result, path))
+            else:
+                print(printable(result.text or "") if path is None else path, flush=True)
         return True
 
-    def _print(self, result: "Result", path: Path | None) -> None:
-        if not self._as_json:
-            print(printable(result.text or "") if path is None else path, flush=True)
-            return
-        row: dict[str, Any] = {"prompt": result.prompt, "modality": result.modality}
-        row |= {"text": result.text} if path is None else {"path": str(path)}
-        if result.codes_KT is not None:
-            row["frames"] = result.codes_KT.shape[1]
-        if result.audio is not None:
-            row["duration_s"] = round(result.audio.duration_s, 3)
-        row |= {"seed": result.seed, "seconds": round(result.seconds, 3)}
-        print_json(row)
+    def _results(self, prompt: str, progress: Progress) -> "list[Result]":
+        if self._n == 1:
+            return [self._model.run(prompt, progress=progress)]
+        return self._model.run(prompt, n=self._n)
+
+
+def answer_row(result: "Result", path: Path | None) -> dict[str, Any]:
+    """An answer as JSON; `path` is where its picture or sound is. One that couldn't be given has an `error`."""
+    row: dict[str, Any] = {"prompt": result.prompt, "modality": result.modality}
+    if result.error is not None:
+        return row | {"seed": result.seed, "error": " ".join(str(result.error).split())}
+    row |= {"text": result.text} if path is None else {"path": str(path)}
+    if result.codes_KT is not None:
+        row["frames"] = result.codes_KT.shape[1]
+    if result.audio is not None:
+        row["duration_s"] = round(result.audio.duration_s, 3)
+    return row | {"seed": result.seed, "seconds": round(result.seconds, 3)}

@@ -58,8 +58,10 @@ class Progress:
 class ResumableJsonl:
     """The files of one output."""
 
-    def __init__(self, out: Path | str, job_type: type[Job]) -> None:
+    def __init__(self, out: Path | str, job_type: type[Job], *, flag: str = "--out") -> None:
+        """`flag` names the output on the command line; messages say so."""
         self._job_type = job_type
+        self.flag = flag
         self.out = Path(out).expanduser()
         self.partial = Path(f"{self.out}.partial")
         self.errors = Path(f"{self.out}.errors.jsonl")
@@ -76,13 +78,13 @@ class ResumableJsonl:
         if not self.out.exists() and not (has_partial and self.progress_path.is_file()):
             return None
         if not self.progress_path.is_file():
-            raise AnyGPTError(f"{self.out}: exists, and not from this command; remove it or choose another --out")
+            raise AnyGPTError(f"{self.out}: exists, and not from this command; remove it or choose another {self.flag}")
         progress = load_config(Progress, self.progress_path)
         if not isinstance(progress.job, Mapping):
             raise ConfigError(f"{self.progress_path}: 'job' is {progress.job!r}, expected keys and values")
         progress = dataclasses.replace(progress, job=from_dict(self._job_type, progress.job, str(self.progress_path)))
         if self.out.exists() and (not progress.is_complete or self.out.stat().st_size != progress.output_bytes):
-            raise AnyGPTError(f"{self.out}: was changed since it was made; remove it or choose another --out")
+            raise AnyGPTError(f"{self.out}: was changed since it was made; remove it or choose another {self.flag}")
         return progress
 
     @contextlib.contextmanager
@@ -99,7 +101,7 @@ class ResumableJsonl:
                 raise AnyGPTError(f"{self.out}: another run has finished it just now")
             recorded = self.recorded()
             if recorded is not None:
-                check_same(recorded.job, job, self.partial)
+                check_same(recorded.job, job, self.partial, flag=self.flag)
             progress = recorded or Progress(job=job, lines=lines)
             self._cut(output, progress.output_bytes)
             if progress.errors_bytes:
@@ -118,7 +120,8 @@ class ResumableJsonl:
         try:
             fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AnyGPTError(f"{self.out}: another run is writing it; wait for it, or choose another --out") from None
+            message = f"{self.out}: another run is writing it; wait for it, or choose another {self.flag}"
+            raise AnyGPTError(message) from None
         except OSError:
             pass  # a file system without locks
 
@@ -171,11 +174,11 @@ class Writer:
         os.replace(temporary, path)
 
 
-def check_same(recorded: Job, job: Job, path: Path) -> None:
+def check_same(recorded: Job, job: Job, path: Path, *, flag: str = "--out") -> None:
     """Raise AnyGPTError, naming what differs, unless two jobs give the same lines."""
     for name, how in job.differences(recorded).items():
         if getattr(recorded, name) != getattr(job, name):
-            raise AnyGPTError(f"{path}: was made {how}; remove it to start afresh, or choose another --out")
+            raise AnyGPTError(f"{path}: was made {how}; remove it to start afresh, or choose another {flag}")
 
 
 def _append(file: BinaryIO, content: bytes) -> None:
