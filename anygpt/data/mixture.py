@@ -65,6 +65,9 @@ class SourceConfig:
     """Loss weight of the prompt's ids (instruction and input) against the answer's; published training uses 1."""
     text_weight: float = 1.0
     """Loss weight of a text answer's ids: texts are short beside the codes they describe."""
+    level_weights: tuple[float, ...] = ()
+    """Loss weight of an answer's codes, for each level of the codebooks; without it all levels count 1. The first
+    levels carry what is played, the last ones mostly noise, and yet the largest part of the loss."""
     form: Literal["base", "chat"] = "base"
     """Whether examples are written in the base template or as one round of the checkpoint's chat template."""
 
@@ -72,6 +75,8 @@ class SourceConfig:
         get_modality(self.modality)
         if self.weight <= 0:
             raise ConfigError(f"data: {self.path}: weight is {self.weight}, expected more than 0")
+        if any(weight < 0 for weight in self.level_weights):
+            raise ConfigError(f"data: {self.path}: level_weights holds a negative number, expected 0 or more")
 
 
 class PairSource:
@@ -85,6 +90,15 @@ class PairSource:
         self.spec = vocab.block(config.modality).spec
         self.validation_fraction = validation_fraction
         self.path, self.weight = config.path, config.weight
+        if config.level_weights and len(config.level_weights) != self.spec.num_codebooks:
+            raise ConfigError(
+                f"data: {config.path}: level_weights has {len(config.level_weights)} numbers, "
+                f"{self.spec.name} has {self.spec.num_codebooks} levels"
+            )
+        block = vocab.block(config.modality)
+        self._code_weights = {
+            index: weight for level, weight in enumerate(config.level_weights) for index in block.level_ids(level)
+        }
 
     @property
     def directions(self) -> tuple[Direction, ...]:
@@ -120,7 +134,11 @@ class PairSource:
             rendered = self._chat(direction, instruction, text, media)
         question = 0.0 if answer_only else self.config.question_weight
         answer = self.config.text_weight if direction == "x2text" and not answer_only else 1.0
-        weights = [answer if is_answer else question for is_answer in rendered.loss_mask]
+        codes = {} if answer_only else self._code_weights
+        weights = [
+            answer * codes.get(index, 1.0) if is_answer else question
+            for index, is_answer in zip(rendered.ids, rendered.loss_mask, strict=True)
+        ]
         return Example(ids=rendered.ids, weights=weights)
 
     def _chat(self, direction: Direction, instruction: str, text: str, media: Media) -> Rendered:

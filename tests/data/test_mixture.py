@@ -1,5 +1,6 @@
 """The training mixture: proportions, coverage, splits, resuming, and what a broken line says."""
 
+import dataclasses
 import json
 import random
 from collections import Counter
@@ -162,6 +163,37 @@ def test_a_source_without_any_label_is_an_error(data: Path, vocab: Vocabulary) -
     check_labels([sources["text2x"], sources["both"]])
     with pytest.raises(ConfigError, match="image.jsonl: every label is masked"):
         check_labels([sources["text2x"], sources["x2text"]])
+
+
+def test_levels_of_an_answer_are_weighed(data: Path, vocab: Vocabulary) -> None:
+    weights = (4.0, 1.0, 0.5, 0.0)
+    settings = {"path": data / "music.jsonl", "modality": "music", "question_weight": 0.1}
+    config = SourceConfig(**settings, direction="text2x", level_weights=weights)
+    source = PairSource(config, vocab, TaskPrompts.load(), validation_fraction=0.2)
+    (example,) = source.examples(0)
+    codes = vocab.encode_codes("music", source.pair(0)[1].codes_KT)[1:-1]
+    begin = example.ids.index(codes[0])
+    assert example.ids[begin : begin + len(codes)] == codes
+    assert example.weights[begin : begin + len(codes)] == [*weights] * (len(codes) // 4)
+    assert set(example.weights[:begin]) == {0.1, 1.0} and set(example.weights[begin + len(codes) :]) == {1.0}
+    validation = source.validation_sets(4)["music_text2x"]
+    assert {weight for example in validation for weight in example.weights} == {0.0, 1.0}
+    (question, *_) = PairSource(
+        dataclasses.replace(config, direction="x2text"), vocab, TaskPrompts.load(), validation_fraction=0.2
+    ).examples(0)
+    assert set(question.weights) == {0.1, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [((1.0, 2.0), "level_weights has 2 numbers, music has 4 levels"), ((1.0, -1.0, 1.0, 1.0), "negative")],
+)
+def test_unfit_level_weights_are_refused(
+    data: Path, vocab: Vocabulary, weights: tuple[float, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config = SourceConfig(path=data / "music.jsonl", modality="music", level_weights=weights)
+        PairSource(config, vocab, TaskPrompts.load(), validation_fraction=0.2)
 
 
 def test_pairs_can_be_rounds_of_a_chat(data: Path, vocab: Vocabulary) -> None:
