@@ -278,7 +278,7 @@ class AnyGPT:
         `content` is text, or the path of a file, a picture or sound, or codes [K, T]. See `run` for the rest.
         """
         began = time.perf_counter()
-        task = self._prepare(source, target, content, self._chosen(seed), settings)
+        task = self.prepare(source, target, content, self._chosen(seed), settings)
         most = self._grammar.longest_answer(Request.only(target), task.policies) or self.decoder.shape.context
         most = min(most, self.decoder.shape.context - len(task.ids))
         ids: list[int] = []
@@ -342,7 +342,7 @@ class AnyGPT:
         """
         form = parse_form(prompt, self.specs.values())
         given = {**form.fields, **settings}
-        return replace(self._prepare(form.source, form.target, form.content, self._chosen(seed), given), prompt=prompt)
+        return replace(self.prepare(form.source, form.target, form.content, self._chosen(seed), given), prompt=prompt)
 
     def rules(self, task: Task) -> dict[str, Any]:
         """What `generate` and `Answer` want to know of a task besides its prompt."""
@@ -409,7 +409,7 @@ class AnyGPT:
                 due += 1
         yield from (ready[number] for number in sorted(ready))
 
-    def _prepare(
+    def prepare(
         self,
         source: str,
         target: str,
@@ -417,7 +417,7 @@ class AnyGPT:
         seed: int,
         settings: Mapping[str, Any],
     ) -> Task:
-        """All that an answer is made from. Raises AnyGPTError as `run` does."""
+        """As `task`, with the arguments of `ask`: all that an answer is made from. Raises AnyGPTError as `run` does."""
         name = source if target == TEXT else target
         assert TEXT in (source, target) and name in self.specs, (source, target)
         policy, fields = self._split_settings(target, dict(settings))

@@ -67,7 +67,7 @@ def main() -> None:
 
 def task(model: AnyGPT, name: str, caption: str, number: int) -> tuple[int, tuple[list[int], dict[str, object]]]:
     """A seed, and the prompt and rules that `AnyGPT.run` would use."""
-    prompt = model._prepare("text", name, caption, number, {})
+    prompt = model.prepare("text", name, caption, number, {})
     rules = {"grammar": model._grammar, "request": Request.only(name), "policies": prompt.policies}
     return number, (prompt.ids, rules)
 

@@ -13,6 +13,7 @@ from anygpt.errors import AnyGPTError, nearest
 COMMANDS = {
     "base": "anygpt.cli.base:base",
     "chat": "anygpt.cli.chat:chat",
+    "serve": "anygpt.cli.serve:serve",
     "tokenize": "anygpt.cli.tokenize:tokenize",
     "convert": "anygpt.cli.convert:convert",
     "world": "anygpt.cli.world:world",

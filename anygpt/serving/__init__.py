@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI's wire format in front of one model."""

@@ -1,0 +1,74 @@
+"""Answers in parts over HTTP: server-sent events and bytes, with errors told where a client can still hear them."""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import StreamingResponse
+from starlette.types import Send
+
+from anygpt.errors import AnyGPTError, CheckpointError
+from anygpt.serving.errors import ApiError, error_body
+from anygpt.serving.scheduler import ModelFailure
+
+EVENT_STREAM = "text/event-stream"
+TOLD = (HTTPException, AnyGPTError, TimeoutError, ModelFailure)
+"""Errors that are answers; others are bugs."""
+
+
+class Streamed(StreamingResponse):
+    """A streamed body whose source is closed when the response is over, also where the client has left."""
+
+    def __init__(self, source: AsyncGenerator[bytes, None], media_type: str) -> None:
+        super().__init__(
+            source, media_type=media_type, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        )
+        self._source = source
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._source):
+            await super().stream_response(send)
+
+
+async def begun(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """The same source with its first piece made already, so that an error before it can still become a status."""
+    first = await anext(source, b"")
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        async with aclosing(source):
+            yield first
+            async for piece in source:
+                yield piece
+
+    return pieces()
+
+
+async def events(source: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+    """Server-sent events of objects, and `[DONE]`; an error on the way is the last event."""
+    try:
+        async with aclosing(source) as objects:
+            async for item in objects:
+                yield _event(item)
+    except TOLD as error:
+        yield _event(error_body(as_api_error(error)))
+        return
+    yield b"data: [DONE]\n\n"
+
+
+def as_api_error(error: Exception) -> HTTPException:
+    """How one of `TOLD` is answered."""
+    if isinstance(error, HTTPException):
+        return error
+    if isinstance(error, TimeoutError):
+        return ApiError(504, "the answer took longer than the server's limit", code="timeout")
+    if isinstance(error, CheckpointError):
+        return ApiError(503, str(error))
+    if isinstance(error, AnyGPTError):
+        return ApiError(400, str(error))
+    return ApiError(500, str(error))
+
+
+def _event(item: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(item, ensure_ascii=False)}\n\n".encode()
