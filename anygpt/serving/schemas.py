@@ -152,6 +152,7 @@ class MediaSampling(Body):
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     guidance_scale: float | None = Field(None, ge=0, le=100)
     max_new_tokens: int | None = Field(None, ge=1, lt=2**31)
+    min_new_tokens: int | None = Field(None, ge=0, lt=2**31)
 
     def settings(self) -> dict[str, Any]:
         """Those that were given, but for the seed, as `AnyGPT.run` takes them."""

@@ -1,0 +1,32 @@
+"""Servers with the tiny model."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fixtures_serving import Running, listening
+
+from anygpt import AnyGPT
+from anygpt.serving.app import ServerSettings
+
+
+@pytest.fixture(scope="session")
+def model(tiny_home: Path) -> Iterator[AnyGPT]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANYGPT_HOME", str(tiny_home))
+        yield AnyGPT.from_pretrained()
+
+
+@pytest.fixture(scope="session")
+def server(model: AnyGPT) -> Iterator[Running]:
+    """With small limits, which no well-meant request comes near."""
+    with listening(model, ServerSettings(batch_size=4, max_body_bytes=2_000_000)) as running:
+        yield running
+
+
+@pytest.fixture
+def serve(model: AnyGPT) -> Iterator[Callable[..., Running]]:
+    """Starts a server with settings of one's own."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(listening(model, ServerSettings(**settings)))
