@@ -249,7 +249,7 @@ class ChatAnswers:
         return schemas.ChatCompletion(**self._head("chat.completion"), choices=choices, usage=usage)
 
     def _choice(self, request: schemas.ChatRequest, number: int, work: Work, outcome: Outcome) -> schemas.Choice:
-        stops = _StopFilter(_stops(request))
+        stops = StopFilter(_stops(request))
         text = stops.push(outcome.text) + stops.flush()
         sounds: list[schemas.AnswerAudio] = []
         images: list[schemas.AnswerImage] = []
@@ -297,7 +297,7 @@ class _DeltaWriter:
         self._format = _sound_format(request)
         self._is_spoken = _asks_for_speech(request)
         self._sounds = sounds
-        self._stops = _StopFilter(_stops(request))
+        self._stops = StopFilter(_stops(request))
         self._sound_id = _sound_id()
         self._encoder: SoundEncoder | None = None
         self._text = ""
@@ -353,7 +353,7 @@ class _DeltaWriter:
         return {"audio": {"id": ended, "expires_at": expires_at}}
 
 
-class _StopFilter:
+class StopFilter:
     """Lets text pass up to the first of some strings, across the pieces that it comes in."""
 
     def __init__(self, stops: Iterable[str]) -> None:

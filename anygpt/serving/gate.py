@@ -195,9 +195,10 @@ class _Visit:
         """Send an error, unless an answer has begun: that is cut off, which its client notices."""
         if self.status is not None:
             raise error
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_S):
-                await self._drain()
+        if error.status_code != 408:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_S):
+                    await self._drain()
         response = JSONResponse(error_body(error), error.status_code, error.headers)
         await response({"type": "http"}, self._receive, self.send)
 

@@ -62,12 +62,15 @@ def fetch(url: str, *, max_bytes: int, timeout_s: float, is_allowed: Callable[[s
     try:
         connection.sock = _secured(raw, host) if parts.scheme == "https" else raw
         connection.request("GET", target, headers={"Accept": "image/*, audio/*", "User-Agent": "anygpt"})
-        return _read(connection.getresponse(), host, max_bytes)
+        content = _read(connection.getresponse(), host, max_bytes)
+        if time.monotonic() >= deadline:  # a body without a length just ends where the socket was shut
+            raise _too_slow(host, timeout_s)
+        return content
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, MediaError):
             raise
         if time.monotonic() >= deadline:
-            raise MediaError(f"{host}: gave no answer within {timeout_s:g} s") from None
+            raise _too_slow(host, timeout_s) from None
         raise MediaError(f"{host}: the media can't be fetched ({error.__class__.__name__})") from None
     finally:
         watchdog.cancel()
@@ -109,6 +112,10 @@ def _read(response: http.client.HTTPResponse, host: str, max_bytes: int) -> byte
 
 def _too_large(host: str, max_bytes: int) -> MediaError:
     return MediaError(f"{host}: the media has more than the limit of {max_bytes / 1e6:g} MB")
+
+
+def _too_slow(host: str, timeout_s: float) -> MediaError:
+    return MediaError(f"{host}: gave no answer within {timeout_s:g} s")
 
 
 def _shut(sock: socket.socket) -> None:

@@ -1,0 +1,378 @@
+"""Clients that are wrong, hostile, slow, too many or gone; the server stays up and gives every place back."""
+
+import base64
+import io
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import schemathesis
+import soundfile
+from fixtures_cli import environment
+from fixtures_serving import NAME, Running, data_url, picture_file, sound_file
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from PIL import Image
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from anygpt import AnyGPT
+
+CHAT = "/v1/chat/completions"
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+HELLO = {"messages": [{"role": "user", "content": "a red apple"}]}
+
+
+def mistake(response: httpx.Response, status: int = 400) -> dict[str, Any]:
+    """The error of a response, whose shape is OpenAI's."""
+    assert response.status_code == status, response.text[:500]
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["message"] and "\n" not in error["message"]
+    return error  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"",
+        b"[]",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"messages": ' + b"[" * 100_000,
+        json.dumps({"messages": []}).encode(),
+        json.dumps({"messages": "hello"}).encode(),
+        json.dumps({"messages": [{"role": "tool", "content": "x"}]}).encode(),
+        json.dumps({"messages": [{"role": "user", "content": 7}]}).encode(),
+        json.dumps({"messages": [{"role": "user", "content": ""}]}).encode(),
+        json.dumps({"messages": [{"role": "assistant", "content": "hello"}]}).encode(),
+        json.dumps({"messages": [{"role": "user", "content": "\ud800"}]}).encode(),
+        json.dumps({**HELLO, "temperature": float("nan")}).encode(),
+        json.dumps({**HELLO, "temperature": 10**400}).encode(),
+        json.dumps({**HELLO, "seed": "5"}).encode(),
+        json.dumps({**HELLO, "n": 1000}).encode(),
+        json.dumps({**HELLO, "modalities": ["smell"]}).encode(),
+        json.dumps({**HELLO, "tools": [{"type": "function"}]}).encode(),
+        json.dumps({**HELLO, "stream": True, "n": 2}).encode(),
+        json.dumps({"messages": [{"role": "user", "content": "apple " * 2000}]}).encode(),
+        json.dumps({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}).encode(),
+    ],
+    ids=range(22),
+)
+def test_malformed_bodies(server: Running, body: bytes) -> None:
+    mistake(server.http.post(CHAT, content=body, headers={"Content-Type": "application/json"}))
+
+
+def test_a_mistake_names_its_field(server: Running) -> None:
+    error = mistake(server.post(CHAT, **HELLO, top_p=7))
+    assert error["param"] == "top_p" and error["type"] == "invalid_request_error" and "top_p" in error["message"]
+    assert mistake(server.post(CHAT, **HELLO, tools=[1]))["param"] == "tools"
+    assert mistake(server.post(CHAT, **HELLO, model="gpt"), 404)["code"] == "model_not_found"
+    mistake(server.http.get("/v1/nothing"), 404)
+    mistake(server.http.get(CHAT), 405)
+    # A page of another site can send this without being asked; only JSON that says so is read.
+    mistake(server.http.post(CHAT, content=json.dumps(HELLO), headers={"Content-Type": "text/plain"}))
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG whose header promises more than it holds."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(9999))) + chunk(b"IEND", b"")
+    )
+
+
+def silent_flac(seconds: int, channels: int, rate_hz: int) -> bytes:
+    content = io.BytesIO()
+    with soundfile.SoundFile(content, "w", rate_hz, channels, format="FLAC") as file:
+        for _ in range(seconds):
+            file.write(np.zeros((rate_hz, channels), np.int16))
+    return content.getvalue()
+
+
+PICTURES = {
+    "bomb": lambda: data_url(png_of(30_000, 30_000)),
+    "cut off": lambda: data_url(png_of(3_000, 3_000)),
+    "tiny": lambda: data_url(png_of(1, 1)),
+    "postscript": lambda: data_url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"),
+    "text": lambda: data_url(b"hello"),
+    "empty": lambda: "data:image/png;base64,",
+    "not base64": lambda: "data:image/png;base64,!!!!",
+    "not in base64": lambda: "data:image/png,hello",
+    "sound": lambda: data_url(sound_file()),
+    "path": lambda: "/etc/passwd",
+    "file": lambda: "file:///etc/passwd",
+    "remote": lambda: "http://example.com/a.png",
+    "local": lambda: "http://127.0.0.1:1/a.png",
+    "half a character": lambda: "data:image/png;base64,\ud800",
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_hostile_pictures(server: Running, name: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": PICTURES[name]()}}
+    body = {"messages": [{"role": "user", "content": [part]}]}
+    response = server.http.post(CHAT, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    message = mistake(response)["message"]
+    assert "messages[0].content[0]" in message and "/tmp" not in message and "root:" not in message
+
+
+SOUNDS = {
+    "many channels": lambda: silent_flac(1, 8, 16_000)[:-20],
+    "cut off": lambda: sound_file()[:2000],
+    "too long": lambda: silent_flac(60, 1, 16_000),
+    "silent": lambda: silent_flac(1, 1, 16_000),
+    "text": lambda: b"hello" * 100,
+    "picture": picture_file,
+    "aiff": lambda: sound_file(form="AIFF"),
+}
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+def test_hostile_sounds(server: Running, name: str) -> None:
+    content = SOUNDS[name]()
+    error = mistake(server.http.post("/v1/audio/transcriptions", files={"file": ("../../etc/passwd", content)}))
+    assert "/tmp" not in error["message"]
+    data = base64.b64encode(content).decode()
+    part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+    mistake(server.post(CHAT, messages=[{"role": "user", "content": [part]}]))
+    voice = data_url(content, "audio/wav")
+    if name != "too long":
+        mistake(server.post("/v1/audio/speech", input="hello", voice_prompt=voice))
+
+
+def test_sound_that_is_small_as_a_file_only(serve: Callable[..., Running]) -> None:
+    from anygpt.serving.media import MediaLimits
+
+    server = serve(media=MediaLimits(max_samples=1_000_000))
+    bomb = silent_flac(2, 8, 96_000)
+    assert len(bomb) < 100_000
+    message = mistake(server.http.post("/v1/audio/transcriptions", files={"file": bomb}))["message"]
+    assert "over all channels" in message
+
+
+def test_bodies_that_are_too_large(server: Running) -> None:
+    mistake(server.post(CHAT, messages=[{"role": "user", "content": "x" * 3_000_000}]), 413)
+    chunks = (b"x" * 100_000 for _ in range(40))
+    mistake(server.http.post(CHAT, content=chunks, headers={"Content-Type": "application/json"}), 413)
+    mistake(server.http.post("/v1/audio/transcriptions", files={"file": bytes(3_000_000)}), 413)
+    server.wait_until_idle()
+
+
+def test_bodies_that_do_not_come(serve: Callable[..., Running]) -> None:
+    server = serve(body_timeout_s=0.3)
+    with half_a_request(server) as waiting:
+        waiting.settimeout(20)
+        assert b" 408 " in waiting.recv(1000)
+    server.wait_until_idle()
+
+
+def half_a_request(server: Running) -> socket.socket:
+    """Accepted, but with a body still to come."""
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    return client
+
+
+def test_more_requests_than_places(serve: Callable[..., Running]) -> None:
+    server = serve(batch_size=1, queue_size=1)
+    with half_a_request(server), half_a_request(server):
+        until(lambda: server.metric("anygpt_requests_in_progress") == 2)
+        response = server.post(CHAT, **HELLO)
+        assert mistake(response, 429)["code"] == "rate_limit_exceeded"
+        assert 1 <= int(response.headers["retry-after"]) <= 30
+        assert server.http.get("/health").status_code == 200
+    server.wait_until_idle()
+    with pytest.raises(openai.NotFoundError):
+        server.openai().images.generate(model="other", prompt="x")
+    assert server.post(CHAT, **HELLO).status_code == 200
+
+
+def until(holds: Callable[[], bool], *, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_queued_requests_are_answered(serve: Callable[..., Running]) -> None:
+    server = serve(batch_size=2, queue_size=20)
+    with ThreadPoolExecutor(12) as pool:
+        statuses = list(pool.map(lambda _: server.post(CHAT, **HELLO, modalities=["text"]).status_code, range(12)))
+    assert statuses == [200] * 12
+
+
+def test_clients_that_leave(server: Running) -> None:
+    """In mid-stream, while they wait, and before they have sent all of their request."""
+    bodies = [
+        json.dumps({**HELLO, "modalities": ["image"], "stream": True}),
+        json.dumps({**HELLO, "modalities": ["audio"], "stream": True}),
+        json.dumps({**HELLO, "modalities": ["image"], "n": 3}),
+    ]
+    for number in range(60):
+        body = bodies[number % 3].encode()
+        client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        client.sendall(head.encode() + body[: len(body) - (number % 4 == 3)])
+        if number % 2 == 0 and number % 3 < 2:
+            assert client.recv(200).startswith(b"HTTP/1.1 200")
+        if number % 5 == 0:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    server.wait_until_idle()
+    assert server.http.get("/health").json() == {"status": "ok", "model": NAME, "running": 0, "waiting": 0}
+    assert server.post(CHAT, **HELLO, modalities=["text"]).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_that_take_too_long(serve: Callable[..., Running], stream: bool) -> None:
+    server = serve(request_timeout_s=0.001)
+    response = server.post(CHAT, **HELLO, modalities=["image"], stream=stream)
+    if stream:
+        assert '"type": "timeout_error"' in response.text and "[DONE]" not in response.text
+    else:
+        assert mistake(response, 504)["type"] == "timeout_error"
+    server.wait_until_idle()
+
+
+def test_a_failing_model(serve: Callable[..., Running], model: AnyGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve()
+    with monkeypatch.context() as patch:
+        patch.setattr(model.decoder, "forward", lambda *_: 1 / 0)
+        assert mistake(server.post(CHAT, **HELLO), 500)["type"] == "server_error"
+        assert '"type": "server_error"' in server.post(CHAT, **HELLO, stream=True).text
+    assert server.post(CHAT, **HELLO, modalities=["text"]).status_code == 200
+    server.wait_until_idle()
+
+
+def test_keys(serve: Callable[..., Running]) -> None:
+    server = serve(keys=("first", "second"))
+    mistake(server.post(CHAT, **HELLO), 401)
+    assert mistake(server.http.get("/metrics"), 401)["code"] == "invalid_api_key"
+    for wrong in ("Bearer third", "Bearer", "first", "Basic first", "Bearer first second", "Bearer \xe9"):
+        mistake(server.http.get("/v1/models", headers={"Authorization": wrong.encode("latin-1")}), 401)
+    assert server.http.get("/health").status_code == server.http.get("/openapi.json").status_code == 200
+    with pytest.raises(openai.AuthenticationError):
+        server.openai("third").models.list()
+    for key in ("first", "second"):
+        assert server.openai(key).models.list().data
+
+
+def test_other_sites_are_kept_out_unless_named(server: Running, serve: Callable[..., Running]) -> None:
+    origin = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in server.http.get("/v1/models", headers=origin).headers
+    named = serve(cors_origins=("https://page.example",), keys=("k",))
+    assert named.http.options(CHAT, headers=origin).headers["access-control-allow-origin"] == "https://page.example"
+    refused = named.post(CHAT, **HELLO)
+    assert refused.status_code == 401
+    other = {**origin, "Origin": "https://other.example"}
+    assert "access-control-allow-origin" not in named.http.options(CHAT, headers=other).headers
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.timeout(200)
+def test_requests_drawn_from_the_description(server: Running, mode: GenerationMode) -> None:
+    """Fitting ones and others; none is a failure of the server, and every answer is as described."""
+    description = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    operations = [found.ok() for found in description.get_all_operations()]
+    assert len(operations) == 9
+    for operation in operations:
+        if mode is GenerationMode.NEGATIVE and operation.method == "get":
+            continue  # without parameters nothing can be wrong
+
+        @examples(max_examples=10, database=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def check(case: Any) -> None:
+            case.call_and_validate(checks=CHECKS, timeout=60)
+
+        check()
+    server.wait_until_idle()
+
+
+@pytest.fixture
+def process(tiny_home: Path) -> Iterator[tuple[subprocess.Popen[str], Running]]:
+    """`anygpt serve` as one starts it."""
+    words = [sys.executable, "-m", "anygpt", "serve", "--port", "0", "--batch-size", "2", "--api-key", "k"]
+    child = subprocess.Popen(
+        words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment(ANYGPT_HOME=str(tiny_home))
+    )
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(child.stderr or []), daemon=True)
+    reader.start()
+    try:
+        until(lambda: any("running on" in line for line in lines) or child.poll() is not None, seconds=150)
+        (url,) = re.findall(r"http://[\d.]+:\d+", "".join(lines))
+        running = Running(url)
+        running.http.headers["Authorization"] = "Bearer k"
+        yield child, running
+    finally:
+        child.kill()
+        child.wait(20)
+        reader.join(20)
+
+
+def test_sigterm_finishes_what_runs(process: tuple[subprocess.Popen[str], Running]) -> None:
+    child, server = process
+    began = threading.Barrier(9)
+
+    def ask(number: int) -> tuple[int, str]:
+        with httpx.Client(base_url=server.url, timeout=120, headers=server.http.headers) as client:
+            client.get("/health")
+            began.wait(60)
+            body = {**HELLO, "modalities": ["image"], "stream": number % 2 == 0, "n": 1 if number % 2 == 0 else 4}
+            response = client.post(CHAT, json=body)
+            return response.status_code, response.text
+
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, number) for number in range(8)]
+        began.wait(60)
+        until(lambda: server.metric("anygpt_requests_in_progress") == 8)
+        os.kill(child.pid, signal.SIGTERM)
+        until(lambda: not accepts(server.port))
+        answers = [one.result(120) for one in asked]
+    for number, (status, text) in enumerate(answers):
+        assert status == 200 and ("[DONE]" in text if number % 2 == 0 else text.count("data:image/jpeg") == 4)
+    assert child.wait(60) == 0
+
+
+def accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_pictures_of_the_usual_kinds_are_fine(server: Running) -> None:
+    for form in ("PNG", "JPEG", "GIF", "WEBP", "BMP"):
+        part = {"type": "image_url", "image_url": {"url": data_url(picture_file(form), f"image/{form.lower()}")}}
+        response = server.post(CHAT, messages=[{"role": "user", "content": [part]}], modalities=["text"])
+        assert response.status_code == 200, response.text
+    assert Image.open(io.BytesIO(picture_file())).size == (40, 30)
