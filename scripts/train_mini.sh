@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Make the shipped small model again, from nothing: tokenizers, data, language model, evaluation.
+# Make the shipped small models again, from nothing: tokenizers, data, base and chat model, evaluation.
 #
-#   scripts/train_mini.sh [STEP ...]     all steps, or some of: tokenizers data stage1 install eval
+#   scripts/train_mini.sh [STEP ...]     all steps, or some of: tokenizers data stage1 install stage2 install-chat
+#                                      eval
 #
 # Every step resumes where it stopped. It needs the apt packages espeak-ng, libfluidsynth3, timgm6mb-soundfont and
-# fonts-noto-color-emoji. Environment: OUT (default runs), NPROC processes for stage 1 (default 2),
-# IMAGES, UTTERANCES, CLIPS: how many pairs to make.
+# fonts-noto-color-emoji. Environment: OUT (default runs), NPROC processes for the language models (default
+# 2), IMAGES, UTTERANCES, CLIPS, CONVERSATIONS: how many of each to make.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -39,6 +40,7 @@ make_data() {
   "$python" -m anygpt world image --out "$out/mini/data" --count "${IMAGES:-100000}"
   "$python" -m anygpt world speech --out "$out/mini/data" --count "${UTTERANCES:-40000}"
   "$python" -m anygpt world music --out "$out/mini/data" --count "${CLIPS:-12000}"
+  "$python" -m anygpt synth --out "$out/mini/data/chat.jsonl" --count "${CONVERSATIONS:-20000}"
 }
 
 train_stage1() {
@@ -55,16 +57,33 @@ install_model() {
   cp "$out/mini/stage1/curves.png" "$out/mini/stage1/log.json" models/anygpt-mini-base/
 }
 
-for step in "${@:-tokenizers data stage1 install eval}"; do
+train_stage2() {
+  NPROC=${NPROC:-2} PYTHON=$python scripts/stage2_sft.sh config/stage2-mini.yaml "$out/mini/stage2"
+}
+
+install_chat() {
+  mkdir -p models/anygpt-mini-chat
+  for file in adapter_config.json adapter_model.safetensors tokenizer.model tokenizer_config.json \
+    special_tokens_map.json added_tokens.json anygpt.json; do
+    cp "$out/mini/stage2/model/$file" models/anygpt-mini-chat/
+  done
+  cp config/stage2-mini.yaml models/anygpt-mini-chat/recipe.yaml
+  cp "$out/mini/stage2/curves.png" "$out/mini/stage2/log.json" models/anygpt-mini-chat/
+}
+
+for step in "${@:-tokenizers data stage1 install stage2 install-chat eval}"; do
   for name in $step; do
     case $name in
       tokenizers) train_tokenizers ;;
       data) make_data ;;
       stage1) train_stage1 ;;
       install) install_model ;;
+      stage2) train_stage2 ;;
+      install-chat) install_chat ;;
       eval)
         "$python" -m anygpt eval --train-judges
         "$python" -m anygpt eval --out "$out/mini/eval"
+        "$python" -m anygpt eval --model-name-or-path models/anygpt-mini-chat --tasks chat,base --out "$out/mini/eval-chat"
         ;;
       *) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
     esac

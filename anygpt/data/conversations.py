@@ -5,14 +5,14 @@ import logging
 import random
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from anygpt.data.instructions import messages_of, turns_of
 from anygpt.data.jsonl import JsonlFile, in_validation
-from anygpt.data.mixture import too_long
+from anygpt.data.mixture import code_weights, too_long
 from anygpt.data.packing import Example
 from anygpt.errors import ConfigError
 from anygpt.prompts.render import render
@@ -30,6 +30,8 @@ class ConversationConfig:
     """Share of the training tokens, relative to the other sources."""
     text_weight: float = 1.0
     """Loss weight of an answer's ids outside spans (text, tags, ends) against codes: they are few beside them."""
+    level_weights: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Modality -> loss weight of an answer's codes for each level of its codebooks; without it all count 1."""
     too_long: Literal["error", "drop"] = "error"
     """What becomes of a conversation that fits no row: an error before training, or it is left out and counted."""
 
@@ -53,7 +55,10 @@ class ConversationSource:
         self.file = JsonlFile(config.path, command="anygpt synth")
         self.validation_fraction, self.longest, self.scenario_limit = validation_fraction, longest, scenario_limit
         self._scenarios: dict[str, list[int]] = {}
-        self._codes = {index for block in vocab.blocks.values() for index in (*block.ids, block.end_id)}
+        self._codes = {index: 1.0 for block in vocab.blocks.values() for index in (*block.ids, block.end_id)}
+        self._code_weights = dict(self._codes)
+        for name, weights in config.level_weights.items():
+            self._code_weights |= code_weights(vocab.block(name), weights, config.path)
 
     @cached_property
     def split(self) -> tuple[list[int], list[int]]:
@@ -94,9 +99,8 @@ class ConversationSource:
         turns = turns_of(self.file[index], self.vocab, where)
         ids, trained = render(turns, self.vocab.template, self.vocab, end_of_text=True)
         text = 1.0 if answer_only else self.config.text_weight
-        weights = [
-            0.0 if not counts else 1.0 if id_ in self._codes else text for id_, counts in zip(ids, trained, strict=True)
-        ]
+        codes = self._codes if answer_only else self._code_weights
+        weights = [codes.get(id_, text) if counts else 0.0 for id_, counts in zip(ids, trained, strict=True)]
         return Example(ids=ids, weights=weights)
 
     def examples(self, index: int) -> Iterable[Example]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from anygpt.blocks import Block
 from anygpt.code_strings import string_to_codes
 from anygpt.data.jsonl import JsonlFile, in_validation, pair_of
 from anygpt.data.packing import Example, PackingConfig, collate_rows, pack_rows
@@ -75,8 +76,20 @@ class SourceConfig:
         get_modality(self.modality)
         if self.weight <= 0:
             raise ConfigError(f"data: {self.path}: weight is {self.weight}, expected more than 0")
-        if any(weight < 0 for weight in self.level_weights):
-            raise ConfigError(f"data: {self.path}: level_weights holds a negative number, expected 0 or more")
+
+
+def code_weights(block: Block, level_weights: Sequence[float], path: Path) -> dict[int, float]:
+    """Id -> loss weight of a modality's codes, from a weight for each level; empty where there are none.
+
+    Raises ConfigError, naming the data file, for a wrong number of weights or a negative one.
+    """
+    levels = block.spec.num_codebooks
+    if level_weights and (len(level_weights) != levels or min(level_weights) < 0):
+        shown = ", ".join(map(str, level_weights))
+        raise ConfigError(
+            f"data: {path}: level_weights is [{shown}], expected {levels} numbers of 0 or more for {block.spec.name}"
+        )
+    return {index: weight for level, weight in enumerate(level_weights) for index in block.level_ids(level)}
 
 
 class PairSource:
@@ -90,15 +103,7 @@ class PairSource:
         self.spec = vocab.block(config.modality).spec
         self.validation_fraction = validation_fraction
         self.path, self.weight = config.path, config.weight
-        if config.level_weights and len(config.level_weights) != self.spec.num_codebooks:
-            raise ConfigError(
-                f"data: {config.path}: level_weights has {len(config.level_weights)} numbers, "
-                f"{self.spec.name} has {self.spec.num_codebooks} levels"
-            )
-        block = vocab.block(config.modality)
-        self._code_weights = {
-            index: weight for level, weight in enumerate(config.level_weights) for index in block.level_ids(level)
-        }
+        self._code_weights = code_weights(vocab.block(config.modality), config.level_weights, config.path)
 
     @property
     def directions(self) -> tuple[Direction, ...]:

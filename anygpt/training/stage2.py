@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaForCausalLM
 
@@ -19,7 +20,7 @@ from anygpt.data.conversations import ConversationConfig, ConversationSource
 from anygpt.data.instructions import MESSAGE_CONTROLS
 from anygpt.data.mixture import PairSource, Source, SourceConfig
 from anygpt.errors import CheckpointError, ConfigError, nearest
-from anygpt.generation.adapter import CONFIG_NAME, is_adapter, weights_fingerprint
+from anygpt.generation.adapter import CONFIG_NAME, WEIGHTS_NAME, is_adapter, weights_fingerprint
 from anygpt.generation.llama import weight_files
 from anygpt.manifest import Manifest, ModalityEntry, read_manifest, write_manifest
 from anygpt.media import atomic_write
@@ -47,7 +48,8 @@ class StartConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
-    """Train low-rank adapters (Hu et al. 2021) and leave the model's own weights as they are."""
+    """Train low-rank adapters (Hu et al. 2021) in float32, export them in `model.dtype`, and leave the model's own
+    weights as they are."""
 
     r: int = 16
     alpha: int = 32
@@ -265,12 +267,23 @@ def train_stage2(config_path: Path, out: Path, *, overrides: dict[str, Any] | No
     config = load_config(Stage2Config, config_path)
     config = dataclasses.replace(config, trainer={**config.trainer, **(overrides or {})})
     inherited(config)
-    return train_packed(
+    dtype = getattr(torch, config.model.dtype)
+    exported = train_packed(
         config,
         out,
         build_vocabulary=lambda folder: build_vocabulary(config, folder),
         build_sources=lambda vocab: build_sources(config, vocab),
         build_model=lambda vocab: build_model(config, vocab),
-        dtype=getattr(torch, config.model.dtype),
+        dtype=dtype,
         complete=name_base(config.model.path) if config.lora is not None else None,
     )
+    if config.lora is not None and int(os.environ.get("RANK", "0")) == 0:
+        _round_adapter(exported / WEIGHTS_NAME, dtype)
+    return exported
+
+
+def _round_adapter(path: Path, dtype: torch.dtype) -> None:
+    """Adapters train in float32 beside weights in `dtype`, which is what they are exported in."""
+    tensors = {key: tensor.to(dtype) for key, tensor in load_file(path).items()}
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})

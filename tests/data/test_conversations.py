@@ -73,6 +73,17 @@ def test_answers_alone_are_learned_with_their_weights(chat: Path, vocab: Vocabul
     assert set(source.example(1, answer_only=True).weights) == {0.0, 1.0}
 
 
+def test_codes_are_weighed_by_level(chat: Path, vocab: Vocabulary) -> None:
+    source = _source(chat, vocab, text_weight=2.0, level_weights={"image": (0.5,)})
+    example = source.example(1)
+    codes = vocab.encode_codes("image", _picture(1).codes_KT)[1:-1]
+    assert [index for index, weight in zip(example.ids, example.weights, strict=True) if weight == 0.5] == codes
+    assert set(example.weights) == {0.0, 0.5, 1.0, 2.0}
+    assert set(source.example(1, answer_only=True).weights) == {0.0, 1.0}
+    with pytest.raises(ConfigError, match=r"level_weights is \[1.0, 1.0\], expected 1 numbers of 0 or more for image"):
+        _source(chat, vocab, level_weights={"image": (1.0, 1.0)})
+
+
 def test_splits_and_scenarios(chat: Path, vocab: Vocabulary, tmp_path: Path) -> None:
     source = _source(chat, vocab, scenario_limit=2)
     train, validation = source.split

@@ -184,15 +184,10 @@ def test_levels_of_an_answer_are_weighed(data: Path, vocab: Vocabulary) -> None:
     assert set(question.weights) == {0.1, 1.0}
 
 
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [((1.0, 2.0), "level_weights has 2 numbers, music has 4 levels"), ((1.0, -1.0, 1.0, 1.0), "negative")],
-)
-def test_unfit_level_weights_are_refused(
-    data: Path, vocab: Vocabulary, weights: tuple[float, ...], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        config = SourceConfig(path=data / "music.jsonl", modality="music", level_weights=weights)
+@pytest.mark.parametrize("weights", [(1.0, 2.0), (1.0, -1.0, 1.0, 1.0)])
+def test_unfit_level_weights_are_refused(data: Path, vocab: Vocabulary, weights: tuple[float, ...]) -> None:
+    config = SourceConfig(path=data / "music.jsonl", modality="music", level_weights=weights)
+    with pytest.raises(ConfigError, match="music.jsonl: level_weights is .* expected 4 numbers of 0 or more for music"):
         PairSource(config, vocab, TaskPrompts.load(), validation_fraction=0.2)
 
 

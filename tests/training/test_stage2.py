@@ -118,6 +118,7 @@ def test_a_stopped_lora_run_ends_like_an_undisturbed_one(adapter: tuple[Path, Pa
     assert _log(out, "loss") == _log(whole, "loss")
     name = "model/adapter_model.safetensors"
     _assert_equal_weights(out / name, whole / name)
+    assert {tensor.dtype for tensor in load_file(whole / name).values()} == {torch.bfloat16}
 
 
 def _logits(folder: Path) -> Tensor:
