@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Make the shipped small models again, from nothing: tokenizers, data, base and chat model, evaluation.
 #
-#   scripts/train_mini.sh [STEP ...]     all steps, or some of: tokenizers data stage1 install stage2 install-chat
-#                                      eval
+#   scripts/train_mini.sh [STEP ...]     all steps, or some of:
+#       tokenizers data stage1 install stage2 install-chat eval
 #
 # Every step resumes where it stopped. It needs the apt packages espeak-ng, libfluidsynth3, timgm6mb-soundfont and
 # fonts-noto-color-emoji. Environment: OUT (default runs), NPROC processes for the language models (default
@@ -85,7 +85,7 @@ for step in "${@:-tokenizers data stage1 install stage2 install-chat eval}"; do
         "$python" -m anygpt eval --out "$out/mini/eval"
         "$python" -m anygpt eval --model-name-or-path models/anygpt-mini-chat --tasks chat,base --out "$out/mini/eval-chat"
         ;;
-      *) sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+      *) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
     esac
   done
 done

@@ -19,7 +19,7 @@ from anygpt.tokenizers.soundstorm.segments import SegmentStream
 from anygpt.tokenizers.speechtokenizer.tokenizer import SpeechTokenizer
 
 ENTRIES, LEVELS = 16, 2
-SIZES = {"first_frames": 4, "segment_frames": 7, "ahead_frames": 2, "memory_frames": 9}
+SIZES = {"first_frames": 4, "segment_frames": 7, "past_frames": 5, "ahead_frames": 2}
 
 
 @cache
@@ -65,6 +65,22 @@ def test_segments_come_as_soon_as_their_frames_are_known() -> None:
     stream = segment_stream()
     counts = [stream.push(codes(1)).shape[1] for _ in range(30)]
     assert {frame: count for frame, count in enumerate(counts, start=1) if count} == {7: 4, 14: 7, 21: 7, 28: 7}
+
+
+@pytest.mark.parametrize("name", ["past_frames", "ahead_frames"])
+def test_a_segment_knows_what_is_said_around_it(name: str) -> None:
+    """The frame before a segment, or after it, has a part in its codes where it is within reach, and only there."""
+    at = 3 if name == "past_frames" else 11
+    semantic_T = codes(20)
+    changed_T = semantic_T.clone()
+    changed_T[at] = (changed_T[at] + 1) % ENTRIES
+
+    def second(semantic_T: Tensor, reach: int) -> Tensor:
+        stream = segment_stream(**{"past_frames": 0, "ahead_frames": 0, name: reach})
+        return stream.push(semantic_T)[:, 4:11]
+
+    assert torch.equal(second(semantic_T, 0), second(changed_T, 0))
+    assert not torch.equal(second(semantic_T, 1), second(changed_T, 1))
 
 
 def test_streamed_speech_is_the_decode_of_its_segments(tiny_home: Path) -> None:

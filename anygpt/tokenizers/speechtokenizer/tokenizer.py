@@ -178,8 +178,10 @@ class SpeechTokenizer(ModalityTokenizer):
     ) -> ChunkDecoder:
         """Decodes one span of level 1 while it arrives; arguments as in `decode`, codes [1, T].
 
-        SoundStorm works on segments (`soundstorm.segments`), so that beyond the first the sound differs in detail from
-        what `decode` makes. Raises MediaError for a voice that is too short.
+        SoundStorm works on segments (`soundstorm.segments`), each with less of the voice and of what is said before and
+        after than `decode` gives it, so that the sound differs in detail from the first segment on. Only a span that
+        ends within the first segment is what `decode` makes of it, where the voice is no longer than a segment's.
+        Raises MediaError for a voice that is too short.
         """
         if settings:
             raise TypeError(f"unknown settings {', '.join(settings)}; speech takes voice and vc_steps")
