@@ -85,7 +85,7 @@ for step in "${@:-tokenizers data stage1 install stage2 install-chat eval}"; do
         "$python" -m anygpt eval --out "$out/mini/eval"
         "$python" -m anygpt eval --model-name-or-path models/anygpt-mini-chat --tasks chat,base --out "$out/mini/eval-chat"
         ;;
-      *) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+      *) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
     esac
   done
 done
