@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
+from anygpt.cli.chat import DEFAULT_MODEL as CHAT_MODEL
 from anygpt.errors import AnyGPTError
 from anygpt.paths import resource
 
-CHAT_MODEL, BASE_MODEL = "anygpt-mini-chat", "anygpt-mini-base"
 KEYS_VARIABLE = "ANYGPT_API_KEYS"
 
 
@@ -93,7 +93,7 @@ def serve(
         raise AnyGPTError(f"serving needs the package {error.name}: pip install anygpt[serve]") from None
     from anygpt.engine import AnyGPT, find_model
 
-    folder = find_model(model_name_or_path) if model_name_or_path is not None else _default_model()
+    folder = find_model(model_name_or_path or _shipped_chat_model())
     model = AnyGPT.from_pretrained(
         folder,
         image_tokenizer_path=image_tokenizer_path,
@@ -125,9 +125,9 @@ def serve(
     )
 
 
-def _default_model() -> Path:
-    """The shipped chat model; a base model also answers all but conversations well."""
+def _shipped_chat_model() -> Path | None:
+    """None where there is none: a base model answers all but conversations as well."""
     try:
         return resource("models", CHAT_MODEL)
     except AnyGPTError:
-        return resource("models", BASE_MODEL)
+        return None

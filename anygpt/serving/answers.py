@@ -1,6 +1,7 @@
 """From what is asked to ids, and from an answer's ids to text, pictures and sounds: whole, or in parts."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -87,17 +88,26 @@ Part = TextPiece | AudioChunk | SoundEnd | Made
 class Answers:
     """Runs work on the scheduler, and decodes media in a few threads beside it."""
 
-    def __init__(self, model: "AnyGPT", scheduler: Scheduler, *, threads: int) -> None:
+    def __init__(self, model: "AnyGPT", scheduler: Scheduler, *, threads: int, reading_threads: int) -> None:
+        """`threads` decode media of answers, `reading_threads` read and encode those of requests."""
         self._model = model
         self._scheduler = scheduler
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="media")
+        self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="decoding")
+        self._reading = ThreadPoolExecutor(reading_threads, thread_name_prefix="reading")
+        self.on_first_ids: Callable[[float], None] = lambda seconds: None
+        """Called with the time from when an answer was asked for to its first ids, where it comes in parts."""
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._decoding, self._reading):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def aside(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run what takes long in another thread; if the caller is cancelled before it begins, it doesn't."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._decoding, function, *arguments)
+
+    async def prepared(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The same for what comes before an answer, which a slow host of remote media may hold up."""
+        return await asyncio.get_running_loop().run_in_executor(self._reading, function, *arguments)
 
     async def whole(self, work: Work) -> Outcome:
         """The answer once all of it is there. Raises TimeoutError and ModelFailure."""
@@ -120,8 +130,12 @@ class Answers:
         reader = AnswerReader(self._model.vocabulary, heard_ids=work.heard_ids)
         sound: SpanSound | None = None
         pending: list[int] = []
+        began: float | None = time.perf_counter()
         with self._ticket(work) as ticket:
             async for ids in ticket.ids():
+                if began is not None:
+                    self.on_first_ids(time.perf_counter() - began)
+                    began = None
                 for index in ids:
                     if sound is not None:
                         pending.append(index)

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from anygpt import __version__
 from anygpt.errors import CheckpointError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+REMOTE_THREADS = 16
+"""More that read requests, where they may have to wait for remote media."""
 GATE_SLACK_S = 15.0
 """What a request gets beyond its time limit before it is cut off: to be told, and to be sent what is ready."""
 DESCRIPTION = (
@@ -65,7 +68,11 @@ def create_app(model: "AnyGPT", names: list[str], settings: ServerSettings) -> F
     metrics = Metrics()
     scheduler = Scheduler(model.decoder, batch_size=settings.batch_size)
     scheduler.on_ids = lambda count: metrics.tokens("generated", count)
-    answers = Answers(model, scheduler, threads=settings.media_threads)
+    waiting_threads = REMOTE_THREADS if settings.media.allow_remote else 0
+    answers = Answers(
+        model, scheduler, threads=settings.media_threads, reading_threads=settings.media_threads + waiting_threads
+    )
+    answers.on_first_ids = metrics.first_ids
     places = Places(settings.batch_size + settings.queue_size)
     metrics.watch("anygpt_running_answers", "Answers in the batch", lambda: scheduler.running)
     metrics.watch("anygpt_waiting_answers", "Answers without a place in the batch", lambda: scheduler.waiting)
@@ -94,6 +101,7 @@ def create_app(model: "AnyGPT", names: list[str], settings: ServerSettings) -> F
         Gate,
         keys=settings.keys,
         places=places,
+        paths=frozenset(route.path for route in app.routes if isinstance(route, Route)),
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
         body_timeout_s=settings.body_timeout_s,

@@ -21,7 +21,8 @@ from anygpt.generation.reading import TextPiece
 from anygpt.media import Audio
 from anygpt.serving import schemas
 from anygpt.serving.answers import Answers, Made, Outcome, Part, SoundEnd, Work
-from anygpt.serving.chat import SPOKEN, ChatAnswers, ChatPrompts, SoundMemory
+from anygpt.serving.chat import ChatAnswers
+from anygpt.serving.chat_prompts import SPOKEN, ChatPrompts, SoundMemory
 from anygpt.serving.errors import ApiError
 from anygpt.serving.media import (
     SOUND_FORMATS,
@@ -101,16 +102,13 @@ class Endpoints:
             raise ApiError(400, f"{field} is not supported", param=field, code="unsupported_parameter")
         if request.stream and (request.n or 1) > 1:
             raise ApiError(400, "n is above 1, and streamed answers come one at a time", param="n")
-        if not request.stream and request.audio is not None and request.audio.format not in SOUND_FORMATS:
-            raise ApiError(400, "unknown format", param="audio.format")
-        works = await self._answers.aside(
+        works = await self._answers.prepared(
             lambda deadline: self._chat_prompts.works(request, seed=_seed(request.seed), deadline=deadline),
             self._deadline(),
         )
         self._count(works)
         if request.stream:
-            chunks = self._chat_answers.deltas(request, works[0])
-            return Streamed(events(self._timed(chunks)), EVENT_STREAM)
+            return Streamed(events(self._chat_answers.deltas(request, works[0])), EVENT_STREAM)
         completion = await self._chat_answers.completion(request, works)
         return _json(completion)
 
@@ -144,10 +142,10 @@ class Endpoints:
         self._check_model(model)
         content = await file.read()
         settings = {} if temperature is None else {"temperature": temperature, "do_sample": temperature > 0}
-        codes_KT = await self._answers.aside(self._reader.encode, SPOKEN, content, "file")
+        codes_KT = await self._answers.prepared(self._reader.encode, SPOKEN, content, "file")
         (work,) = await self._works(SPOKEN, TEXT, codes_KT, settings, None)
         if stream:
-            return Streamed(events(self._timed(self._transcript(work))), EVENT_STREAM)
+            return Streamed(events(self._transcript(work)), EVENT_STREAM)
         outcome = await self._answers.whole(work)
         if response_format == "text":
             return PlainTextResponse(outcome.text + "\n")
@@ -171,12 +169,12 @@ class Endpoints:
         settings = request.settings()
         if request.voice_sample is not None:
             where = "voice_prompt"
-            content = await self._answers.aside(self._reader.from_url, request.voice_sample, where)
-            settings["voice"] = await self._answers.aside(self._reader.voice, content, where)
+            content = await self._answers.prepared(self._reader.from_url, request.voice_sample, where)
+            settings["voice"] = await self._answers.prepared(self._reader.voice, content, where)
         (work,) = await self._works(TEXT, name, request.text, settings, request.seed)
         is_streamed = form in STREAMED_FORMATS and (request.stream_format is not None or form != "wav")
         if request.stream_format == "sse":
-            return Streamed(events(self._timed(self._sound_events(work, form))), EVENT_STREAM)
+            return Streamed(events(self._sound_events(work, form)), EVENT_STREAM)
         if is_streamed:
             return Streamed(await begun(self._sound_bytes(work, form)), SOUND_FORMATS[form].media_type)
         outcome = await self._answers.whole(work)
@@ -203,7 +201,7 @@ class Endpoints:
         for name in (source, target):
             if name not in (TEXT, *self._model.specs):
                 raise ApiError(404, f"the model has no modality '{name}'; it has {', '.join(self._model.specs)}")
-        works = await self._answers.aside(
+        works = await self._answers.prepared(
             self._base_works, source, target, content, settings, _seed(seed), n, self._deadline()
         )
         self._count(works)
@@ -235,17 +233,6 @@ class Endpoints:
                 )
             )
         return works
-
-    async def _timed(self, source: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[dict[str, Any], None]:
-        """The same, with the time to its first part measured."""
-        began = time.perf_counter()
-        is_first = True
-        async with aclosing(source) as parts:
-            async for part in parts:
-                if is_first:
-                    self._metrics.first_part(time.perf_counter() - began)
-                is_first = False
-                yield part
 
     def _check_model(self, name: str | None) -> None:
         if name is not None and name not in self._names:

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -55,15 +55,18 @@ class Gate:
         *,
         keys: Sequence[str],
         places: Places,
+        paths: Collection[str],
         metrics: Metrics,
         max_body_bytes: int,
         body_timeout_s: float,
         request_timeout_s: float,
     ) -> None:
-        """Without `keys` everyone may come in. `request_timeout_s` is the very last limit: the handler has its own."""
+        """Without `keys` everyone may come in. `paths` are told apart in `metrics`. `request_timeout_s` is the
+        very last limit: the handler has its own."""
         self._app = app
         self._keys = [key.encode() for key in keys]
         self._places = places
+        self._paths = paths
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
@@ -94,9 +97,9 @@ class Gate:
         finally:
             if has_place:
                 self._places.give_back()
-            route = getattr(scope.get("route"), "path", "other")
+            path = scope["path"] if scope["path"] in self._paths else "other"
             status = visit.status if visit.is_answered else None
-            self._metrics.request(route, status or CLIENT_LEFT, visit.seconds)
+            self._metrics.request(path, status or CLIENT_LEFT, visit.seconds)
 
     async def _handle(self, scope: Scope, visit: "_Visit") -> None:
         inbox: asyncio.Queue[Message] = asyncio.Queue(maxsize=1)

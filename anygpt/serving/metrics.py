@@ -27,8 +27,8 @@ class Metrics:
             registry=self._registry,
         )
         self._first = Histogram(
-            "anygpt_first_part_seconds",
-            "From a streamed answer's request to its first part",
+            "anygpt_first_ids_seconds",
+            "From when a streamed answer is queued to its first ids",
             [],
             buckets=SECONDS,
             registry=self._registry,
@@ -49,7 +49,7 @@ class Metrics:
         """Remember how long a request with an answer of the model took."""
         self._recent.append(seconds)
 
-    def first_part(self, seconds: float) -> None:
+    def first_ids(self, seconds: float) -> None:
         self._first.observe(seconds)
 
     def tokens(self, kind: str, count: int) -> None:

@@ -192,6 +192,14 @@ def test_bodies_that_do_not_come(serve: Callable[..., Running]) -> None:
     server.wait_until_idle()
 
 
+def test_messages_that_can_not_fit_cost_nothing(server: Running) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": data_url(picture_file())}}] * 1000
+    began = time.perf_counter()
+    for content in (parts, [{"type": "text", "text": "apple " * 10_000}] * 20):
+        assert "context" in mistake(server.post(CHAT, messages=[{"role": "user", "content": content}]))["message"]
+    assert time.perf_counter() - began < 20
+
+
 def half_a_request(server: Running) -> socket.socket:
     """Accepted, but with a body still to come."""
     client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
@@ -227,6 +235,38 @@ def test_queued_requests_are_answered(serve: Callable[..., Running]) -> None:
     assert statuses == [200] * 12
 
 
+def test_answers_together_are_those_alone(server: Running) -> None:
+    """Threads that decode several sounds and pictures at a time don't get into each other's way."""
+    bodies = {
+        "/v1/audio/speech": {"input": "a red apple", "response_format": "wav"},
+        "/v1/audio/music": {"prompt": "slow piano", "response_format": "flac"},
+        "/v1/images/generations": {"prompt": "a red apple"},
+    }
+
+    def ask(path: str) -> bytes:
+        response = server.post(path, **bodies[path], seed=9)
+        return response.content if path.startswith("/v1/audio") else response.json()["data"][0]["b64_json"].encode()
+
+    alone = {path: ask(path) for path in bodies}
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(lambda path: (path, ask(path)), [*bodies] * 4))
+    for path, content in together:
+        assert content == alone[path], path
+
+
+def test_the_description_has_a_page(server: Running) -> None:
+    assert "swagger" in server.http.get("/docs").text
+    paths = server.http.get("/openapi.json").json()["paths"]
+    assert {"/v1/chat/completions", "/v1/audio/music", "/health"} <= set(paths)
+
+
+def test_metrics_count(server: Running) -> None:
+    before = server.metric("anygpt_tokens_total"), server.metric("anygpt_requests_total")
+    usage = server.post(CHAT, **HELLO, modalities=["text"]).json()["usage"]
+    assert server.metric("anygpt_tokens_total") == before[0] + usage["total_tokens"]
+    assert server.metric("anygpt_requests_total") == before[1] + 3  # this one's own pages are counted, too
+
+
 def test_clients_that_leave(server: Running) -> None:
     """In mid-stream, while they wait, and before they have sent all of their request."""
     bodies = [
@@ -234,7 +274,7 @@ def test_clients_that_leave(server: Running) -> None:
         json.dumps({**HELLO, "modalities": ["audio"], "stream": True}),
         json.dumps({**HELLO, "modalities": ["image"], "n": 3}),
     ]
-    for number in range(60):
+    for number in range(200):
         body = bodies[number % 3].encode()
         client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
         head = (
