@@ -30,7 +30,7 @@ from anygpt.prompts.render import render_base
 from anygpt.prompts.segments import Media, Segment
 from anygpt.prompts.tasks import TaskPrompts
 from anygpt.prompts.templates import Direction, get_template, load_templates
-from anygpt.session import Session
+from anygpt.session import IdSource, Session
 from anygpt.vocabulary import Span, Text, Vocabulary
 
 if TYPE_CHECKING:
@@ -296,13 +296,14 @@ class AnyGPT:
 
         return stream(self, prompt, seed=self._chosen(seed), **settings)
 
-    def session(self, *, seed: int | None = None) -> Session:
+    def session(self, *, seed: int | None = None, source: IdSource | None = None) -> Session:
         """A new conversation with this model, in the template of its `anygpt.json` (without one: the released chat
-        model's). Conversations share the model and nothing else; the same seed gives the same answers.
+        model's). Conversations share the model and nothing else; the same seed gives the same answers. `source` is for
+        ids that are drawn elsewhere, such as in a batch.
 
         Raises AnyGPTError for a model without the tokens of its template, or a bad `generate_config.json`.
         """
-        return Session(self, seed=self._chosen(seed))
+        return Session(self, seed=self._chosen(seed), source=source)
 
     @cached_property
     def chat_policies(self) -> dict[str, Policy]:

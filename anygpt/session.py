@@ -7,7 +7,7 @@ an answer is put right, where a limit cut it off or the model closed it in anoth
 """
 
 import hashlib
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,10 @@ Event = TextPiece | SpanStart | MediaMade | TurnsDropped | Done
 Given = Media | tuple[str, str | Path | Image.Image | Audio | Tensor]
 """Media of a message: encoded already, or a modality with a file, a picture or sound, or codes [K, T]."""
 
+IdSource = Callable[..., Iterator[int]]
+"""Gives the ids of an answer for a prompt's ids and, by keyword, `grammar`, `request`, `policies` and `generator` as in
+`generation.loop.Answer`."""
+
 
 @dataclass(frozen=True)
 class _Exchange:
@@ -88,10 +92,14 @@ class _Exchange:
 class Session:
     """A conversation with a model, made by `AnyGPT.session`. It owns its turns and its cache, and sees no other."""
 
-    def __init__(self, model: "AnyGPT", *, seed: int) -> None:
-        """`seed` decides all answers of the conversation. Raises AnyGPTError for a model that lacks the tokens of its
-        template."""
+    def __init__(self, model: "AnyGPT", *, seed: int, source: IdSource | None = None) -> None:
+        """`seed` decides all answers of the conversation. They are made one id after the other on a cache of its own,
+        or come from `source`, such as a batch that conversations share.
+
+        Raises AnyGPTError for a model that lacks the tokens of its template.
+        """
         self.seed = seed
+        self._source = source or self._alone
         self._model = model
         self._vocabulary = model.vocabulary
         self._template = get_template(model.vocabulary.template)
@@ -116,14 +124,16 @@ class Session:
         media: Sequence[Given] = (),
         answer: str | None = None,
         voice: Path | str | Audio | None = None,
+        policies: Mapping[str, Policy] | None = None,
         **settings: Any,
     ) -> Generator[Event, None, None]:
         """Say something, and go through the events of the answer; `Done` comes last.
 
         `media` go before the text; a spoken instruction is `("speech", path)` among them. `answer` names what the
         answer must contain: a modality, or "text" for text only; None leaves it to the model. `voice` is a sample of
-        the voice for speech. `settings` are fields of the answer's `Policy` (that of text for None); `guidance_scale`
-        has to be 1, in the policy files as well.
+        the voice for speech. `policies`, by modality or "text", take the place of the model's own; `settings` are
+        fields of the answer's `Policy` (that of text for None). `guidance_scale` has to be 1, in the policy files as
+        well.
 
         Where the iteration stops before `Done`, by an error or because it isn't carried on, the conversation is as
         it was. Raises AnyGPTError for an empty message, unfit media, unknown settings, a message that exceeds the
@@ -133,14 +143,14 @@ class Session:
         specs = self._model.specs
         if answer is not None and answer != TEXT:
             _check_modality(answer, [TEXT, *specs])
-        policies = self._policies_for(answer or TEXT, settings)
+        chosen = self._policies_for(answer or TEXT, policies or {}, settings)
         if answer != TEXT:
-            _check_unguided(policies, specs)
+            _check_unguided(chosen, specs)
         sample = self._load_voice(voice) if voice is not None else None
         turn = self._question(text, media)
         spoken = load_templates().message.requests
         hears = any(item.modality in spoken for item in turn.media)
-        return self._answer(turn, Request.chat(answer, specs, hears=hears), policies, sample)
+        return self._answer(turn, Request.chat(answer, specs, hears=hears), chosen, sample)
 
     def prompt_ids(
         self, turn: Turn | None = None, *, answer_prefix: str = "", answer_modality: str | None = None
@@ -193,16 +203,12 @@ class Session:
         try:
             kept = self._exchanges[self._drop_count(question, request, policies) :]
             seed = self._answer_seed()
-            if self._cache is None:
-                self._cache = self._model.decoder.new_cache(slots=FIRST_SLOTS)
-            generated = generate(
-                self._model.decoder,
+            generated = self._source(
                 self._prompt(kept, question),
                 grammar=self._grammar,
                 request=request,
                 policies=policies,
                 generator=torch.Generator(self._model.decoder.device).manual_seed(seed),
-                cache=self._cache,
             )
             if len(kept) < len(self._exchanges):
                 yield TurnsDropped(2 * (len(self._exchanges) - len(kept)))
@@ -220,6 +226,11 @@ class Session:
         finally:
             self._is_answering = False
         yield Done(exchange.answer)
+
+    def _alone(self, prompt_ids: Sequence[int], **rules: Any) -> Iterator[int]:
+        if self._cache is None:
+            self._cache = self._model.decoder.new_cache(slots=FIRST_SLOTS)
+        return generate(self._model.decoder, prompt_ids, cache=self._cache, **rules)
 
     def _read(self, generated: Iterable[int], ids: list[int]) -> Iterator[TextPiece | SpanStart | Span]:
         """What the generated ids say; they are added to `ids`."""
@@ -296,8 +307,8 @@ class Session:
         path = Path(content) if isinstance(content, str | Path) else None
         return Media(name, self._model.encode(name, content), path)
 
-    def _policies_for(self, name: str, settings: Mapping[str, Any]) -> dict[str, Policy]:
-        policies = self._model.chat_policies
+    def _policies_for(self, name: str, given: Mapping[str, Policy], settings: Mapping[str, Any]) -> dict[str, Policy]:
+        policies = {**self._model.chat_policies, **given}
         policy = policies[name].override(settings)
         if name != TEXT:
             check_limits(policy, self._model.specs[name], "generation settings")
