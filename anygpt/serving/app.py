@@ -128,7 +128,7 @@ def _add_routes(app: FastAPI, endpoints: Endpoints) -> None:
         "4XX": {"model": schemas.ErrorResponse},
         "5XX": {"model": schemas.ErrorResponse},
     }
-    stream = {EVENT_STREAM: {"schema": {"type": "string"}}}
+    stream: dict[str, Any] = {EVENT_STREAM: {}}
     files = {kind.media_type: {"schema": {"type": "string", "format": "binary"}} for kind in SOUND_FORMATS.values()}
     text = {"text/plain": {"schema": {"type": "string"}}}
 

@@ -6,6 +6,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 MAX_TEXT = 100_000
 MAX_CHOICES = 8
+MAX_SIDE_PX = 2048
+"""Of a picture that is asked for."""
 
 
 def _encodable(text: str) -> str:
@@ -17,7 +19,14 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _affordable(size: str) -> str:
+    if size != "auto" and max(map(int, size.split("x"))) > MAX_SIDE_PX:
+        raise ValueError(f"the limit is {MAX_SIDE_PX} on each side")
+    return size
+
+
 PlainText = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_encodable)]
+PictureSize = Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{1,3}x[1-9][0-9]{1,3})$"), AfterValidator(_affordable)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 SoundFormatName = Literal["wav", "mp3", "flac", "opus", "pcm", "pcm16"]
 
@@ -166,9 +175,7 @@ class ImageRequest(MediaSampling):
     model: str | None = None
     prompt: PlainText = Field(min_length=1)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    size: str | None = Field(
-        None, pattern=r"^(auto|[1-9][0-9]{1,3}x[1-9][0-9]{1,3})$", description="The picture is scaled to it."
-    )
+    size: PictureSize | None = Field(None, description="The picture is scaled to it.")
     response_format: Literal["b64_json", "url"] | None = Field(None, description='"url" gives a data URL.')
     output_format: Literal["png", "jpeg", "webp"] | None = None
     stream: Literal[False] | None = None

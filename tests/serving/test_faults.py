@@ -89,6 +89,7 @@ def test_a_mistake_names_its_field(server: Running) -> None:
     assert error["param"] == "top_p" and error["type"] == "invalid_request_error" and "top_p" in error["message"]
     assert mistake(server.post(CHAT, **HELLO, tools=[1]))["param"] == "tools"
     assert mistake(server.post(CHAT, **HELLO, model="gpt"), 404)["code"] == "model_not_found"
+    assert mistake(server.post("/v1/images/generations", prompt="x", size="64x9000"))["param"] == "size"
     mistake(server.http.get("/v1/nothing"), 404)
     mistake(server.http.get(CHAT), 405)
     # A page of another site can send this without being asked; only JSON that says so is read.
