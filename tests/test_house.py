@@ -22,6 +22,7 @@ PACKAGE = ROOT / "anygpt"
 
 FLOORS = (
     ("cli",),
+    ("web",),
     ("serving",),
     ("engine", "session", "streaming", "media_tokenizers", "forms", "chat_lines", "conversation"),
     ("training", "evaluation", "synth"),

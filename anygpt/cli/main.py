@@ -14,6 +14,7 @@ COMMANDS = {
     "base": "anygpt.cli.base:base",
     "chat": "anygpt.cli.chat:chat",
     "serve": "anygpt.cli.serve:serve",
+    "web": "anygpt.cli.web:web",
     "tokenize": "anygpt.cli.tokenize:tokenize",
     "convert": "anygpt.cli.convert:convert",
     "world": "anygpt.cli.world:world",

@@ -1,0 +1,1 @@
+"""The chat page: conversations with one model in a browser."""

@@ -1,0 +1,125 @@
+"""The ASGI application of the page, and running it."""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from anygpt.errors import CheckpointError
+from anygpt.serving.media import MediaLimits, MediaReader
+from anygpt.web.batch import SharedBatch
+from anygpt.web.talk import Talk
+
+if TYPE_CHECKING:
+    from anygpt.engine import AnyGPT
+
+logger = logging.getLogger(__name__)
+
+CONTENT_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
+"""Browsers load nothing from elsewhere, whatever a page asks for. Gradio's scripts need the exceptions."""
+HEADERS = {
+    "content-security-policy": CONTENT_POLICY,
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageSettings:
+    """How the page behaves."""
+
+    is_chat: bool = True
+    """Whether questions make a conversation; else each stands alone, in the base model's forms."""
+    batch_size: int = 8
+    queue_size: int = 64
+    """Answers that may wait beyond those that are made at a time."""
+    request_timeout_s: float = 300.0
+    media: MediaLimits = field(default_factory=MediaLimits)
+
+
+def create_app(model: "AnyGPT", name: str, settings: PageSettings) -> FastAPI:
+    """The application; the model's thread runs from its startup to its shutdown.
+
+    `name` is what the page calls the model. Raises AnyGPTError for a conversation with a model that lacks the tokens of
+    its template.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import gradio as gr
+
+    from anygpt.web.page import CSS, HEAD, Page, theme
+
+    _load_all(model)
+    batch = SharedBatch(model, batch_size=settings.batch_size, timeout_s=settings.request_timeout_s)
+    reader = MediaReader(model, settings.media)
+
+    def new_talk() -> Talk:
+        return Talk(model, batch, reader, is_chat=settings.is_chat)
+
+    new_talk().close()  # a model that can't hold conversations is told of now
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with batch.running():
+            yield
+
+    app = FastAPI(title="AnyGPT", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    blocks = Page(model, name, new_talk, is_chat=settings.is_chat).build()
+    blocks.queue(max_size=settings.batch_size + settings.queue_size, api_open=False)
+    gr.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        ssr_mode=False,
+        max_file_size=settings.media.max_bytes,
+        footer_links=[],
+        show_error=False,
+        theme=theme(),
+        css=CSS,
+        head=HEAD,
+    )
+    app.add_middleware(_Headers)
+    return app
+
+
+def serve(model: "AnyGPT", name: str, settings: PageSettings, *, host: str, port: int) -> None:
+    """Show the page until SIGTERM or Ctrl-C."""
+    config = uvicorn.Config(
+        create_app(model, name, settings), host=host, port=port, timeout_graceful_shutdown=5, server_header=False
+    )
+    uvicorn.Server(config).run()
+
+
+def _load_all(model: "AnyGPT") -> None:
+    for name in model.specs:
+        try:
+            model.tokenizers.get(name)
+        except CheckpointError as error:
+            logger.warning("%s can be neither read nor made: %s", name, error)
+
+
+class _Headers:
+    """Adds `HEADERS` to every response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message.get("headers", []), *added]
+            await send(message)
+
+        await self._app(scope, receive, sending if scope["type"] == "http" else send)
