@@ -1,5 +1,6 @@
 """The page on a real port, in a thread of its own, and a browser before it."""
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -14,6 +15,7 @@ import uvicorn
 
 from anygpt import AnyGPT
 from anygpt.web.app import PageSettings, create_app
+from anygpt.web.batch import SharedBatch
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -70,3 +72,27 @@ def opened(browser: Path) -> Iterator["Browser"]:
             yield started
         finally:
             started.close()
+
+
+@contextlib.contextmanager
+def drawing(model: AnyGPT, *, batch_size: int = 4, timeout_s: float = 60.0) -> Iterator[SharedBatch]:
+    """A batch whose event loop runs in a thread of its own."""
+    batch = SharedBatch(model, batch_size=batch_size, timeout_s=timeout_s)
+    loop = asyncio.new_event_loop()
+    is_ready, is_over = threading.Event(), asyncio.Event()
+
+    async def main() -> None:
+        async with batch.running():
+            is_ready.set()
+            await is_over.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=[main()], daemon=True)
+    thread.start()
+    try:
+        assert is_ready.wait(30)
+        yield batch
+    finally:
+        loop.call_soon_threadsafe(is_over.set)
+        thread.join(30)
+        assert not thread.is_alive()
+        loop.close()
