@@ -2,19 +2,25 @@
 
 import logging
 import os
+import re
+import secrets
+import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.responses import FileResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from anygpt.errors import CheckpointError
+from anygpt.errors import AnyGPTError, CheckpointError
 from anygpt.serving.media import MediaLimits, MediaReader
 from anygpt.web.batch import SharedBatch
-from anygpt.web.talk import Talk
+from anygpt.web.talk import MEDIA, MEDIA_TYPES, Talk
 
 if TYPE_CHECKING:
     from anygpt.engine import AnyGPT
@@ -23,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 CONTENT_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
 """Browsers load nothing from elsewhere, whatever a page asks for. Gradio's scripts need the exceptions."""
+_KEY, _NAME = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-z][0-9a-z-]*(\.[0-9a-z]+)?")
 HEADERS = {
     "content-security-policy": CONTENT_POLICY,
     "referrer-policy": "no-referrer",
@@ -59,21 +66,37 @@ def create_app(model: "AnyGPT", name: str, settings: PageSettings) -> FastAPI:
     batch = SharedBatch(model, batch_size=settings.batch_size, timeout_s=settings.request_timeout_s)
     reader = MediaReader(model, settings.media)
 
-    def new_talk() -> Talk:
-        return Talk(model, batch, reader, is_chat=settings.is_chat)
+    root = Path(tempfile.mkdtemp(prefix="anygpt-web-"))
 
-    new_talk().close()  # a model that can't hold conversations is told of now
+    def new_talk() -> Talk:
+        return Talk(model, batch, reader, is_chat=settings.is_chat, folder=root / secrets.token_hex(16))
+
+    try:
+        new_talk().close()  # a model that can't hold conversations is told of now
+    except AnyGPTError as error:
+        raise AnyGPTError(f"{error}; for single questions to a base model: --single-questions") from None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with batch.running():
-            yield
+        try:
+            async with batch.running():
+                yield
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
 
     app = FastAPI(title="AnyGPT", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/health")
     def health() -> dict[str, str]:
         return {"status": "ok"}
+
+    @app.get("/media/{key}/{name}")
+    def media(key: str, name: str) -> Response:
+        """A file of a conversation, for whoever knows its key."""
+        path = root / key / MEDIA / name
+        if not (_KEY.fullmatch(key) and _NAME.fullmatch(name) and path.is_file()):
+            return Response(status_code=404)
+        return FileResponse(path, media_type=MEDIA_TYPES.get(path.suffix, "application/octet-stream"))
 
     blocks = Page(model, name, new_talk, is_chat=settings.is_chat).build()
     blocks.queue(max_size=settings.batch_size + settings.queue_size, api_open=False)

@@ -17,7 +17,7 @@ from anygpt.generation.policies import Policy
 from anygpt.media import kind_of_file
 from anygpt.web.batch import Stopped
 from anygpt.web.examples import CHAT, SINGLE, Example, usable
-from anygpt.web.talk import Exchange, Question, Talk
+from anygpt.web.talk import MEDIA_TYPES, Exchange, Question, Talk
 
 if TYPE_CHECKING:
     from anygpt.engine import AnyGPT
@@ -31,8 +31,8 @@ SEEDS = 2**31
 CSS = """
 .gradio-container { max-width: 900px !important; margin: 0 auto; }
 #head h1 { margin: 0; }
-#chat img { max-width: min(100%, 320px); height: auto; image-rendering: auto; }
-#chat audio { max-width: 100%; }
+#chat img { width: 224px; max-width: 100%; height: auto; border-radius: 6px; }
+#chat audio { width: 300px; max-width: 100%; display: block; }
 #examples { gap: 6px; }
 #examples button, #actions button { min-width: 0; flex: 1 1 auto; width: auto; }
 :is(button, input, textarea, label, [tabindex]):focus-visible {
@@ -98,14 +98,14 @@ class Page:
             )
             with gr.Row():
                 self._answer = gr.Radio(
-                    self._answers(), value=self._answers()[0][1], label="Answer with", scale=3, elem_id="answer"
+                    self._answers(), value=self._answers()[0][1], label="Answer with", scale=7, elem_id="answer"
                 )
                 self._sounds = gr.Radio(
                     self._sound_names(),
                     value=next(iter(self._sound_names()), None),
                     label="Attached sounds are",
                     visible=len(self._sound_names()) > 1,
-                    scale=2,
+                    scale=3,
                     elem_id="sounds",
                 )
             with gr.Row(elem_id="actions"):
@@ -280,18 +280,18 @@ def _messages(talk: Talk) -> list[dict[str, Any]]:
     messages = []
     for exchange in talk.exchanges:
         question = exchange.question
-        messages += [_message("user", _file(path, name)) for name, path in question.files]
+        messages += [_message("user", _medium(talk, path, f"your {name}")) for name, path in question.files]
         if question.text:
             messages.append(_message("user", question.text))
-        messages += _answer(exchange)
+        messages += _answer(talk, exchange)
     return messages
 
 
-def _answer(exchange: Exchange) -> list[dict[str, Any]]:
+def _answer(talk: Talk, exchange: Exchange) -> list[dict[str, Any]]:
     messages = []
     for part in exchange.parts:
         if part.path is not None:
-            messages.append(_message("assistant", _file(part.path, f"{part.modality} of the answer")))
+            messages.append(_message("assistant", _medium(talk, part.path, f"{part.modality} of the answer")))
         else:
             heard = "heard: " if part.kind == "heard" else ""
             messages.append(_message("assistant", heard + part.text))
@@ -304,8 +304,12 @@ def _message(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-def _file(path: Path, about: str) -> dict[str, str]:
-    return {"path": str(path), "alt_text": about}
+def _medium(talk: Talk, path: Path, about: str) -> gr.HTML:
+    """A picture, or a sound with the browser's own player, which keyboards and screen readers know."""
+    url = f"media/{talk.folder.name}/{path.name}"
+    if MEDIA_TYPES.get(path.suffix, "audio/").startswith("audio/"):
+        return gr.HTML(f'<audio controls preload="metadata" src="{url}" aria-label="{about}"></audio>')
+    return gr.HTML(f'<a href="{url}" target="_blank"><img src="{url}" alt="{about}"></a>')
 
 
 def _download(talk: Talk) -> Any:

@@ -6,12 +6,11 @@ Nothing here knows of the page: what there is to be shown are `Exchange`s.
 import json
 import queue
 import shutil
-import tempfile
 import threading
 import time
 import zipfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +34,21 @@ if TYPE_CHECKING:
     from anygpt.engine import AnyGPT
 
 ARCHIVE = "anygpt-conversation"
+MEDIA = "media"
+"""Folder of the files that the page shows, in that of the conversation."""
+MEDIA_TYPES = {
+    ".bmp": "image/bmp",
+    ".flac": "audio/flac",
+    ".gif": "image/gif",
+    ".jpeg": "image/jpeg",
+    ".jpg": "image/jpeg",
+    ".mp3": "audio/mpeg",
+    ".ogg": "audio/ogg",
+    ".png": "image/png",
+    ".wav": "audio/wav",
+    ".webp": "image/webp",
+}
+"""By the endings that uploaded files keep; nothing that a browser would run."""
 THINKING = "…"
 PROGRESS_S = 0.25
 """How often the codes of a picture or sound in the making are counted."""
@@ -93,14 +107,18 @@ class Talk:
     Its methods may be called from any thread; one answer is made at a time.
     """
 
-    def __init__(self, model: "AnyGPT", batch: SharedBatch, reader: MediaReader, *, is_chat: bool) -> None:
-        """Raises AnyGPTError for a chat with a model that lacks the tokens of its template."""
+    def __init__(
+        self, model: "AnyGPT", batch: SharedBatch, reader: MediaReader, *, is_chat: bool, folder: Path
+    ) -> None:
+        """`folder` is made, and removed by `close`. Raises AnyGPTError for a chat with a model that lacks the tokens of
+        its template."""
+        self.folder = folder
         self.exchanges: list[Exchange] = []
         self._model = model
         self._batch = batch
         self._reader = reader
         self._session = model.session(seed=0, source=self._ids) if is_chat else None
-        self._folder = Path(tempfile.mkdtemp(prefix="anygpt-web-"))
+        self.folder.mkdir(mode=0o700, parents=True)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._changes: queue.SimpleQueue[Exchange | Exception | None] = queue.SimpleQueue()
@@ -119,7 +137,7 @@ class Talk:
         self._check_idle()
         try:
             self._stop.clear()
-            exchange = Exchange(question)
+            exchange = Exchange(replace(question, files=[self._kept(*file) for file in question.files]))
             self.exchanges.append(exchange)
             try:
                 yield exchange
@@ -153,15 +171,15 @@ class Talk:
             if self._session is not None:
                 self._session.clear()
             self.exchanges = []
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder.mkdir(mode=0o700)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(mode=0o700)
         finally:
             self._lock.release()
 
     def close(self) -> None:
         """Stop, and remove the files."""
         self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def archive(self) -> Path | None:
         """A ZIP file of the conversation as `anygpt.conversation` writes it, media included; None when it is empty.
@@ -171,8 +189,8 @@ class Talk:
         turns = [turn for exchange in self.exchanges for turn in exchange.turns or ()]
         if not turns:
             return None
-        saved = save_conversation(self._folder / "saved" / "conversation.json", turns, self._model)
-        target = self._folder / f"{ARCHIVE}.zip"
+        saved = save_conversation(self.folder / "saved" / "conversation.json", turns, self._model)
+        target = self.folder / f"{ARCHIVE}.zip"
         named = json.loads(saved.read_text(encoding="utf-8"))
         files = [part["file"] for row in named["turns"] for part in row["message"] if "file" in part]
         with atomic_write(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as content:
@@ -301,8 +319,19 @@ class Talk:
             yield index
 
     def _save(self, name: str, media: Image.Image | Audio) -> Path:
+        return save_media(self.folder / MEDIA, media, name=self._next_name(name))
+
+    def _kept(self, name: str, path: Path) -> tuple[str, Path]:
+        """A copy of the file, which may be gone later; what it is called outside is not what it is called here."""
+        suffix = path.suffix.lower()
+        kept = self.folder / MEDIA / f"{self._next_name(name)}{suffix if suffix in MEDIA_TYPES else ''}"
+        with atomic_write(kept) as temporary:
+            shutil.copyfile(path, temporary)
+        return name, kept
+
+    def _next_name(self, modality: str) -> str:
         self._files += 1
-        return save_media(self._folder / "media", media, name=f"{self._files:03}-{name}")
+        return f"{self._files:03}-{modality}"
 
     def _read(self, name: str, path: Path) -> Media:
         return Media(name, self._reader.encode(name, path.read_bytes(), path.name), path)

@@ -31,11 +31,12 @@ NewTalk = Callable[..., Talk]
 
 
 @pytest.fixture
-def new_talk(web_model: AnyGPT, batch: SharedBatch) -> Iterator[NewTalk]:
+def new_talk(web_model: AnyGPT, batch: SharedBatch, tmp_path: Path) -> Iterator[NewTalk]:
     talks: list[Talk] = []
 
     def new(*, is_chat: bool = True) -> Talk:
-        talks.append(Talk(web_model, batch, MediaReader(web_model, MediaLimits()), is_chat=is_chat))
+        reader = MediaReader(web_model, MediaLimits())
+        talks.append(Talk(web_model, batch, reader, is_chat=is_chat, folder=tmp_path / f"talk{len(talks)}"))
         return talks[-1]
 
     yield new
@@ -141,9 +142,9 @@ def test_stop_takes_the_question_back(new_talk: NewTalk, web_model: AnyGPT) -> N
     assert ask(talk, "hello", answer="text").turns is not None
 
 
-def test_an_answer_that_takes_too_long_fails(web_model: AnyGPT) -> None:
+def test_an_answer_that_takes_too_long_fails(web_model: AnyGPT, tmp_path: Path) -> None:
     with drawing(web_model, timeout_s=0.01) as batch:
-        talk = Talk(web_model, batch, MediaReader(web_model, MediaLimits()), is_chat=True)
+        talk = Talk(web_model, batch, MediaReader(web_model, MediaLimits()), is_chat=True, folder=tmp_path / "talk")
         with pytest.raises(AnyGPTError, match=r"longer than 0.01 s"):
             ask(talk, "hello", answer="music")
         talk.close()
