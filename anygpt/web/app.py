@@ -87,8 +87,9 @@ def create_app(model: "AnyGPT", name: str, settings: PageSettings) -> FastAPI:
     app = FastAPI(title="AnyGPT", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/health")
-    def health() -> dict[str, str]:
-        return {"status": "ok"}
+    def health() -> dict[str, str | int]:
+        """The answers are those that are made and those that wait."""
+        return {"status": "ok", "answers": batch.unfinished}
 
     @app.get("/media/{key}/{name}")
     def media(key: str, name: str) -> Response:
@@ -119,7 +120,12 @@ def create_app(model: "AnyGPT", name: str, settings: PageSettings) -> FastAPI:
 def serve(model: "AnyGPT", name: str, settings: PageSettings, *, host: str, port: int) -> None:
     """Show the page until SIGTERM or Ctrl-C."""
     config = uvicorn.Config(
-        create_app(model, name, settings), host=host, port=port, timeout_graceful_shutdown=5, server_header=False
+        create_app(model, name, settings),
+        host=host,
+        port=port,
+        timeout_graceful_shutdown=5,
+        server_header=False,
+        access_log=False,  # a page asks for a lot
     )
     uvicorn.Server(config).run()
 

@@ -45,7 +45,7 @@ class SharedBatch:
             self._scheduler.close()
 
     @property
-    def running_answers(self) -> int:
+    def unfinished(self) -> int:
         """Those in the batch and those that wait for a place."""
         return self._scheduler.running + self._scheduler.waiting
 

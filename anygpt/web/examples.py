@@ -24,22 +24,22 @@ class Example:
 
 
 CHAT = (
-    Example(label="Draw", text="please draw a small camel at the bottom on a pink background", answer="image"),
-    Example(label="Change it", text="make the background blue"),
-    Example(label="Look", text="what does this picture show?", answer=TEXT, file=("image", "003.jpg")),
-    Example(label="Say", text="read this aloud: the small dog is near the river", answer="speech"),
-    Example(label="Compose", text="play a slow sad piano piece in a minor key", answer="music"),
-    Example(label="Listen", text="what do you hear?", answer=TEXT, file=("music", "004.wav")),
+    Example(label="Draw a camel", text="please draw a small camel at the bottom on a pink background", answer="image"),
+    Example(label="Make its background blue", text="make the background blue"),
+    Example(label="Look at a picture", text="what does this picture show?", answer=TEXT, file=("image", "003.jpg")),
+    Example(label="Read aloud", text="read this aloud: the small dog is near the river", answer="speech"),
+    Example(label="Compose a sad piece", text="play a slow sad piano piece in a minor key", answer="music"),
+    Example(label="Listen to music", text="what do you hear?", answer=TEXT, file=("music", "004.wav")),
 )
 """For a chat model."""
 
 SINGLE = (
-    Example(label="Draw", text="a large red apple on a white background", answer="image"),
-    Example(label="Look", answer=TEXT, file=("image", "003.jpg")),
-    Example(label="Say", text="the small dog is near the river", answer="speech"),
-    Example(label="Write down", answer=TEXT, file=("speech", "003.wav")),
-    Example(label="Compose", text="a slow sad piano piece in a minor key without drums", answer="music"),
-    Example(label="Listen", answer=TEXT, file=("music", "004.wav")),
+    Example(label="Draw an apple", text="a large red apple on a white background", answer="image"),
+    Example(label="Look at a picture", answer=TEXT, file=("image", "003.jpg")),
+    Example(label="Speak", text="the small dog is near the river", answer="speech"),
+    Example(label="Write down what is said", answer=TEXT, file=("speech", "003.wav")),
+    Example(label="Compose a sad piece", text="a slow sad piano piece in a minor key without drums", answer="music"),
+    Example(label="Listen to music", answer=TEXT, file=("music", "004.wav")),
 )
 """For a base model: one of each form."""
 

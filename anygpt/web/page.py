@@ -31,7 +31,7 @@ SEEDS = 2**31
 CSS = """
 .gradio-container { max-width: 900px !important; margin: 0 auto; }
 #head h1 { margin: 0; }
-#chat img { width: 224px; max-width: 100%; height: auto; border-radius: 6px; }
+#chat img { width: 176px; max-width: 100%; height: auto; margin: 0; border-radius: 6px; }
 #chat audio { width: 300px; max-width: 100%; display: block; }
 #examples { gap: 6px; }
 #examples button, #actions button { min-width: 0; flex: 1 1 auto; width: auto; }
@@ -88,7 +88,7 @@ class Page:
             self._box = gr.MultimodalTextbox(
                 label="Message",
                 show_label=False,
-                placeholder="Message; Enter sends, Shift+Enter makes a new line",
+                placeholder="Message (Enter sends)",
                 sources=["upload", "microphone"],
                 file_types=["image", "audio"],
                 file_count="multiple" if self._is_chat else "single",
@@ -98,7 +98,12 @@ class Page:
             )
             with gr.Row():
                 self._answer = gr.Radio(
-                    self._answers(), value=self._answers()[0][1], label="Answer with", scale=7, elem_id="answer"
+                    self._answers(),
+                    value=self._answers()[0][1],
+                    label="Answer with",
+                    scale=7,
+                    min_width=340,
+                    elem_id="answer",
                 )
                 self._sounds = gr.Radio(
                     self._sound_names(),
@@ -106,6 +111,7 @@ class Page:
                     label="Attached sounds are",
                     visible=len(self._sound_names()) > 1,
                     scale=3,
+                    min_width=240,
                     elem_id="sounds",
                 )
             with gr.Row(elem_id="actions"):
@@ -121,7 +127,7 @@ class Page:
         examples = usable(CHAT if self._is_chat else SINGLE, set(self._specs))
         with gr.Row(elem_id="examples"):
             for example in examples:
-                button = gr.Button(f"{example.label}: {_about(example)}", size="sm", variant="secondary")
+                button = gr.Button(example.label, size="sm", variant="secondary")
                 button.click(
                     self._fill(example),
                     None,
@@ -308,19 +314,13 @@ def _medium(talk: Talk, path: Path, about: str) -> gr.HTML:
     """A picture, or a sound with the browser's own player, which keyboards and screen readers know."""
     url = f"media/{talk.folder.name}/{path.name}"
     if MEDIA_TYPES.get(path.suffix, "audio/").startswith("audio/"):
-        return gr.HTML(f'<audio controls preload="metadata" src="{url}" aria-label="{about}"></audio>')
-    return gr.HTML(f'<a href="{url}" target="_blank"><img src="{url}" alt="{about}"></a>')
+        return gr.HTML(f'<audio controls preload="metadata" src="{url}" aria-label="{about}"></audio>', padding=False)
+    return gr.HTML(f'<a href="{url}" target="_blank"><img src="{url}" alt="{about}"></a>', padding=False)
 
 
 def _download(talk: Talk) -> Any:
     path = talk.archive()
     return gr.update(value=str(path) if path is not None else None, interactive=path is not None)
-
-
-def _about(example: Example) -> str:
-    """The beginning of its text, or what is to be written about."""
-    words = example.text or f"a bundled {example.file[0] if example.file is not None else TEXT}"
-    return words if len(words) <= 44 else f"{words[:43]}…"
 
 
 def _temperature(policy: Policy) -> float:

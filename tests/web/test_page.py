@@ -1,14 +1,17 @@
 """The page in a real browser: Debian's Chromium, driven by Playwright."""
 
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 from fixtures_web import find_browser, opened, showing
 
 from anygpt import AnyGPT
+from anygpt.serving.scheduler import Scheduler
 from anygpt.web.app import PageSettings
 
 if TYPE_CHECKING:
@@ -155,6 +158,39 @@ def test_a_phone(visit: "Callable[..., Page]", address: str, picture: Path) -> N
     page.evaluate("scrollTo(0, 0)")
     box = page.locator("#message").bounding_box()
     assert box is not None and box["y"] + box["height"] < PHONE["height"] and box["width"] > 300
+
+
+def test_stop_and_leaving_end_an_answer(
+    visit: "Callable[..., Page]", web_model: AnyGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each id takes so long that the answer would not be done within the test."""
+    turn = Scheduler._turn
+    monkeypatch.setattr(Scheduler, "_turn", lambda scheduler: (time.sleep(0.5), turn(scheduler)))
+    with showing(web_model, PageSettings()) as url:
+        page = visit(url)
+        page.locator("#answer input[value=music]").check()
+        message_box(page).fill("a slow piece")
+        message_box(page).press("Enter")
+        page.get_by_text("music: ").wait_for()
+        page.get_by_role("button", name="Stop").click()
+        page.wait_for_function("document.querySelector('#message textarea').value == 'a slow piece'")
+        assert page.locator("#chat .message").count() == 0
+        page.get_by_role("button", name="Submit").click()
+        page.get_by_text("music: ").wait_for()
+        assert unfinished(url) == 1
+        page.close()
+        wait_until_idle(url)
+
+
+def unfinished(url: str) -> int:
+    return httpx.get(f"{url}/health", timeout=30).json()["answers"]
+
+
+def wait_until_idle(url: str) -> None:
+    deadline = time.monotonic() + 6
+    while unfinished(url):
+        assert time.monotonic() < deadline, "an answer goes on that nobody waits for"
+        time.sleep(0.1)
 
 
 def test_mistakes_are_told_and_the_message_stays(visit: "Callable[..., Page]", address: str, tmp_path: Path) -> None:

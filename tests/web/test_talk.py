@@ -43,7 +43,7 @@ def new_talk(web_model: AnyGPT, batch: SharedBatch, tmp_path: Path) -> Iterator[
     for talk in talks:
         talk.close()
     deadline = time.monotonic() + 30
-    while batch.running_answers:
+    while batch.unfinished:
         assert time.monotonic() < deadline, "an answer kept its place"
         time.sleep(0.02)
 
