@@ -30,8 +30,16 @@ class PreprocessConfig:
 
 
 def resize(image: Image.Image, image_size: int) -> Image.Image:
-    """RGB, squeezed to a square without cropping. Pillow's bicubic filter; others give other codes."""
-    return image.convert("RGB").resize((image_size, image_size), Image.Resampling.BICUBIC)
+    """RGB, squeezed to a square without cropping. Pillow's bicubic filter; others give other codes.
+
+    Pillow rounds between the passes over rows and columns. Which comes first is decided here, as Pillow 13 does:
+    versions before always begin with the rows, and would give other pixels.
+    """
+    rgb = image.convert("RGB")
+    width, height = rgb.size
+    is_tall = height - image_size > max(0, 2 * (width - image_size))
+    first = (width, image_size) if is_tall else (image_size, height)
+    return rgb.resize(first, Image.Resampling.BICUBIC).resize((image_size, image_size), Image.Resampling.BICUBIC)
 
 
 def preprocess(images: Sequence[Image.Image], config: PreprocessConfig) -> Tensor:
