@@ -64,7 +64,7 @@ def create_app(model: "AnyGPT", names: list[str], settings: ServerSettings) -> F
 
     `names` are those that requests may call the model by.
     """
-    _load_all(model)
+    load_all(model)
     metrics = Metrics()
     scheduler = Scheduler(model.decoder, batch_size=settings.batch_size)
     scheduler.on_ids = lambda count: metrics.tokens("generated", count)
@@ -114,7 +114,7 @@ def create_app(model: "AnyGPT", names: list[str], settings: ServerSettings) -> F
     return app
 
 
-def _load_all(model: "AnyGPT") -> None:
+def load_all(model: "AnyGPT") -> None:
     """Tokenizers load when first needed, which isn't made for several threads; and nobody should wait for it."""
     for name in model.specs:
         try:

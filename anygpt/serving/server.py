@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from anygpt.serving.app import ServerSettings, create_app
 
@@ -18,15 +19,20 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C: no new requests are taken then, and those that were are answered, for
     `shutdown_timeout_s` at most."""
+    run_app(create_app(model, names, settings), host=host, port=port, shutdown_timeout_s=shutdown_timeout_s)
+
+
+def run_app(app: FastAPI, *, host: str, port: int, shutdown_timeout_s: float, access_log: bool = True) -> None:
+    """Run any application so; being asked to end is no failure."""
     config = uvicorn.Config(
-        create_app(model, names, settings),
+        app,
         host=host,
         port=port,
         timeout_graceful_shutdown=max(1, round(shutdown_timeout_s)),
         server_header=False,
+        access_log=access_log,
     )
-    # uvicorn raises the signal again when it is done, and being asked to end is no failure.
-    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGTERM, _exit)  # uvicorn raises the signal again when it is done
     uvicorn.Server(config).run()
 
 

@@ -1,6 +1,5 @@
 """The ASGI application of the page, and running it."""
 
-import logging
 import os
 import re
 import secrets
@@ -12,20 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import uvicorn
 from fastapi import FastAPI
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from anygpt.errors import AnyGPTError, CheckpointError
+from anygpt.errors import AnyGPTError
+from anygpt.serving.app import load_all
 from anygpt.serving.media import MediaLimits, MediaReader
+from anygpt.serving.server import run_app
 from anygpt.web.batch import SharedBatch
 from anygpt.web.talk import MEDIA, MEDIA_TYPES, Talk
 
 if TYPE_CHECKING:
     from anygpt.engine import AnyGPT
 
-logger = logging.getLogger(__name__)
+SHUTDOWN_S = 5.0
+"""What open pages get when the server is asked to end."""
 
 CONTENT_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
 """Browsers load nothing from elsewhere, whatever a page asks for. Gradio's scripts need the exceptions."""
@@ -57,12 +58,11 @@ def create_app(model: "AnyGPT", name: str, settings: PageSettings) -> FastAPI:
     its template.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import gradio as gr
 
     from anygpt.web.page import CSS, HEAD, Page, theme
 
-    _load_all(model)
+    load_all(model)
     batch = SharedBatch(model, batch_size=settings.batch_size, timeout_s=settings.request_timeout_s)
     reader = MediaReader(model, settings.media)
 
@@ -87,9 +87,10 @@ def create_app(model: "AnyGPT", name: str, settings: PageSettings) -> FastAPI:
     app = FastAPI(title="AnyGPT", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/health")
-    def health() -> dict[str, str | int]:
+    def health() -> Response:
         """The answers are those that are made and those that wait."""
-        return {"status": "ok", "answers": batch.unfinished}
+        status = "ok" if batch.is_alive else "the model has ended"
+        return JSONResponse({"status": status, "answers": batch.unfinished}, 200 if batch.is_alive else 503)
 
     @app.get("/media/{key}/{name}")
     def media(key: str, name: str) -> Response:
@@ -119,23 +120,8 @@ def create_app(model: "AnyGPT", name: str, settings: PageSettings) -> FastAPI:
 
 def serve(model: "AnyGPT", name: str, settings: PageSettings, *, host: str, port: int) -> None:
     """Show the page until SIGTERM or Ctrl-C."""
-    config = uvicorn.Config(
-        create_app(model, name, settings),
-        host=host,
-        port=port,
-        timeout_graceful_shutdown=5,
-        server_header=False,
-        access_log=False,  # a page asks for a lot
-    )
-    uvicorn.Server(config).run()
-
-
-def _load_all(model: "AnyGPT") -> None:
-    for name in model.specs:
-        try:
-            model.tokenizers.get(name)
-        except CheckpointError as error:
-            logger.warning("%s can be neither read nor made: %s", name, error)
+    app = create_app(model, name, settings)
+    run_app(app, host=host, port=port, shutdown_timeout_s=SHUTDOWN_S, access_log=False)  # a page asks for a lot
 
 
 class _Headers:

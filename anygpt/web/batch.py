@@ -45,6 +45,10 @@ class SharedBatch:
             self._scheduler.close()
 
     @property
+    def is_alive(self) -> bool:
+        return self._scheduler.is_alive
+
+    @property
     def unfinished(self) -> int:
         """Those in the batch and those that wait for a place."""
         return self._scheduler.running + self._scheduler.waiting

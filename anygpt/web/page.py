@@ -3,7 +3,6 @@
 import dataclasses
 import html
 import random
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -66,7 +65,6 @@ class Page:
         self._policies = model.chat_policies if is_chat else model.policies
         self._new_talk = new_talk
         self._present: weakref.WeakValueDictionary[str, Talk] = weakref.WeakValueDictionary()
-        self._lock = threading.Lock()
 
     def build(self) -> gr.Blocks:
         """The components, with their events."""

@@ -121,6 +121,7 @@ def test_a_conversation(visit: "Callable[..., Page]", address: str, picture: Pat
     page.locator("#undo").click()
     page.wait_for_function("document.querySelectorAll('#chat .user.message').length == 1")
     assert message_box(page).input_value() == "what is it?"
+    page.locator("#message .thumbnail-item").wait_for()
     page.locator("#clear").click()
     page.wait_for_function("document.querySelectorAll('#chat .message').length == 0")
     assert page.locator("#download").is_disabled()
@@ -165,7 +166,7 @@ def test_stop_and_leaving_end_an_answer(
 ) -> None:
     """Each id takes so long that the answer would not be done within the test."""
     turn = Scheduler._turn
-    monkeypatch.setattr(Scheduler, "_turn", lambda scheduler: (time.sleep(0.5), turn(scheduler)))
+    monkeypatch.setattr(Scheduler, "_turn", lambda scheduler: (time.sleep(0.8), turn(scheduler)))
     with showing(web_model, PageSettings()) as url:
         page = visit(url)
         page.locator("#answer input[value=music]").check()
@@ -187,7 +188,7 @@ def unfinished(url: str) -> int:
 
 
 def wait_until_idle(url: str) -> None:
-    deadline = time.monotonic() + 6
+    deadline = time.monotonic() + 15
     while unfinished(url):
         assert time.monotonic() < deadline, "an answer goes on that nobody waits for"
         time.sleep(0.1)
