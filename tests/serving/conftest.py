@@ -11,14 +11,14 @@ from anygpt import AnyGPT
 from anygpt.serving.app import ServerSettings
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: the variable is for these tests alone
 def model(tiny_home: Path) -> Iterator[AnyGPT]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANYGPT_HOME", str(tiny_home))
         yield AnyGPT.from_pretrained()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(model: AnyGPT) -> Iterator[Running]:
     """With small limits, which no well-meant request comes near."""
     with listening(model, ServerSettings(batch_size=4, max_body_bytes=2_000_000)) as running:

@@ -11,7 +11,7 @@ from fixtures_serving import picture_file, sound_file
 from anygpt import AnyGPT
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: the variable is for these tests alone
 def web_model(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AnyGPT]:
     config = tmp_path_factory.mktemp("web") / "config"
     shutil.copytree(tiny_home / "config", config)
