@@ -74,6 +74,8 @@ class RunConfig:
     """Passed to `transformers.TrainingArguments`: max_steps, batch accumulation, FSDP, and so on."""
     packing: PackingConfig = field(default_factory=PackingConfig)
     optimizer: OptimizerConfig | None = None
+    compile: bool = False
+    """Train through `torch.compile`: a third faster on CPUs after some 20 seconds for every row length."""
     template: str = "AnyGPT"
     validation_fraction: float = 0.01
     validation_limit: int = 64
@@ -94,8 +96,21 @@ class RunConfig:
             raise ConfigError("trainer: 'max_steps' is missing; the mixture has no epochs")
 
 
+def weighted_loss(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
+    """Sum of the cross-entropies of the next ids, each times its weight: `ids`, `positions`, `weights` [B, T], additive
+    `mask` [B, 1, T, T]."""
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    return (losses * weights[:, 1:].flatten()).sum()
+
+
 class PackedTrainer(Trainer):
     """The Trainer on packed micro-batches: block-diagonal attention, weighted loss, loader without shuffling."""
+
+    def __init__(self, *, compiles: bool, **settings: Any) -> None:
+        super().__init__(**settings)
+        # One graph for each row length; validation has too many shapes to be worth it.
+        self.training_loss = torch.compile(weighted_loss, dynamic=False) if compiles else weighted_loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
         """Sum of the loss weights over all micro-batches of a step, on all ranks: what the loss is divided by."""
@@ -114,18 +129,11 @@ class PackedTrainer(Trainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Weighted cross-entropy of the next id within each example."""
-        ids, weights = inputs["input_ids"], inputs["loss_weights"][:, 1:]
-        dtype = next(model.parameters()).dtype
-        logits = model(
-            input_ids=ids,
-            attention_mask=attention_mask(inputs["segment_ids"], dtype),
-            position_ids=inputs["position_ids"],
-            use_cache=False,
-        ).logits
-        counted = weights > 0
-        losses = F.cross_entropy(logits[:, :-1][counted].float(), ids[:, 1:][counted], reduction="none")
-        total = weights.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = (losses * weights[counted]).sum() / total
+        weights = inputs["loss_weights"]
+        mask = attention_mask(inputs["segment_ids"], next(model.parameters()).dtype)
+        loss_of = self.training_loss if model.training else weighted_loss
+        total = weights[:, 1:].sum() if num_items_in_batch is None else num_items_in_batch
+        loss = loss_of(model, inputs["input_ids"], mask, inputs["position_ids"], weights) / total
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, the total is a sum
         return (loss, {"loss": loss.detach()}) if return_outputs else loss
@@ -256,6 +264,7 @@ def train_packed(
             complete(written)
 
     trainer = PackedTrainer(
+        compiles=config.compile,
         model=model,
         args=arguments,
         train_dataset=mixture,

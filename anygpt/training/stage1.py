@@ -1,7 +1,7 @@
-"""Stage 1: next-token prediction on pairs of text and media, both directions."""
+"""Stage 1: next-token prediction on pairs of text and media, both directions, and on interleaved documents."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from anygpt.added_tokens import plan_expansion, write_tokenizer_files
 from anygpt.config import load_config
-from anygpt.data.mixture import PairSource, SourceConfig
+from anygpt.data.conversations import ConversationConfig, ConversationSource
+from anygpt.data.mixture import PairSource, Source, SourceConfig
 from anygpt.errors import ConfigError, nearest
 from anygpt.manifest import Manifest, ModalityEntry, write_manifest
 from anygpt.modality import ModalitySpec, get_modality
@@ -49,6 +50,11 @@ class Stage1Config(RunConfig):
     model: ModelConfig
     modalities: dict[str, ModalityConfig]
     data: list[SourceConfig]
+    """Files of pairs."""
+    conversations: list[ConversationConfig] = field(default_factory=list)
+    """Files of interleaved documents, as conversations; weights count together with `data`."""
+    scenario_limit: int = 8
+    """Validation conversations of each scenario."""
 
     def __post_init__(self) -> None:
         for source in self.data:
@@ -119,6 +125,23 @@ def build_model(config: Stage1Config, vocab: Vocabulary) -> LlamaForCausalLM:
     return LlamaForCausalLM(llama) if config.optimizer else LlamaForCausalLM(llama).to(dtype)
 
 
+def build_sources(config: Stage1Config, vocab: Vocabulary) -> list[Source]:
+    """The pairs and the interleaved documents of a run."""
+    prompts = TaskPrompts.load()
+    pairs = [PairSource(s, vocab, prompts, validation_fraction=config.validation_fraction) for s in config.data]
+    documents = [
+        ConversationSource(
+            entry,
+            vocab,
+            validation_fraction=config.validation_fraction,
+            longest=config.packing.row_lengths[-1],
+            scenario_limit=config.scenario_limit,
+        )
+        for entry in config.conversations
+    ]
+    return [*pairs, *documents]
+
+
 def train_stage1(config_path: Path, out: Path, *, overrides: dict[str, Any] | None = None) -> Path:
     """Run or resume stage 1; the exported model folder, `out/model`.
 
@@ -127,15 +150,11 @@ def train_stage1(config_path: Path, out: Path, *, overrides: dict[str, Any] | No
     config = load_config(Stage1Config, config_path)
     config = dataclasses.replace(config, trainer={**config.trainer, **(overrides or {})})
 
-    def sources(vocab: Vocabulary) -> list[PairSource]:
-        prompts = TaskPrompts.load()
-        return [PairSource(s, vocab, prompts, validation_fraction=config.validation_fraction) for s in config.data]
-
     return train_packed(
         config,
         out,
         build_vocabulary=lambda folder: build_vocabulary(config, folder),
-        build_sources=sources,
+        build_sources=lambda vocab: build_sources(config, vocab),
         build_model=lambda vocab: build_model(config, vocab),
         dtype=getattr(torch, config.model.dtype),
     )
