@@ -1,11 +1,13 @@
 """Pictures and sounds: reading, checking and writing files. Nothing here knows about codes.
 
-Arrays: `wave` is float32 [channels, samples] in [-1, 1].
+Arrays: `wave` is float32 [channels, samples] in [-1, 1]. The libraries for sound are imported where a sound is read,
+resampled or written: a command that makes a picture starts without them.
 """
 
 import contextlib
 import errno
 import io
+import math
 import os
 import secrets
 import warnings
@@ -15,8 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import soundfile
-import soxr
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from anygpt import containers
@@ -29,6 +29,8 @@ MIN_DURATION_S = 0.02
 MAX_DURATION_S = 600.0
 MAX_CHANNELS = 8
 RATES_HZ = (2_000, 768_000)
+PART_SLACK_S = 0.1
+"""Lists of parts round their seconds, so that the last part may seem to end after the recording."""
 SILENCE_PEAK = 1e-3
 """A recording whose loudest sample stays below this (-60 dB of full scale) counts as silent."""
 
@@ -67,6 +69,8 @@ class Audio:
         """The same sound at another rate (soxr, high quality), clipped to [-1, 1] where the filter overshoots."""
         if rate_hz == self.rate_hz:
             return self
+        import soxr
+
         wave = soxr.resample(np.ascontiguousarray(self.wave.T), self.rate_hz, rate_hz, quality="HQ")
         return Audio(np.ascontiguousarray(np.clip(wave.T, -1.0, 1.0), dtype=np.float32), rate_hz)
 
@@ -77,8 +81,9 @@ def load_audio(
     max_duration_s: float = MAX_DURATION_S,
     min_duration_s: float = MIN_DURATION_S,
     reject_silence: bool = False,
+    part_s: tuple[float, float] | None = None,
 ) -> Audio:
-    """Read a WAV, FLAC, OGG or MP3 file of any rate; channels are kept.
+    """Read a WAV, FLAC, OGG or MP3 file of any rate; channels are kept. `part_s` reads from one second to another.
 
     Raises MediaError with one line for a path that is missing, a directory or empty, for a file that is no sound or
     is cut off, for non-finite samples, and for a length outside [`min_duration_s`, `max_duration_s`] seconds (judged
@@ -86,7 +91,7 @@ def load_audio(
     """
     path = Path(path).expanduser()
     check_file(path)
-    wave, rate_hz = _decode(path, max_duration_s)
+    wave, rate_hz = _decode(path, max_duration_s, part_s)
     if wave.shape[1] < max(1, min_duration_s * rate_hz):
         got = f"{wave.shape[1] / rate_hz:.3g} s"
         raise MediaError(f"{shown(path)}: holds {got} of sound, expected at least {min_duration_s:g} s")
@@ -149,6 +154,8 @@ def kind_of_file(path: Path | str) -> Literal["image", "audio"]:
         return "image"
     except Exception:  # Pillow's readers raise whatever comes up on other data
         pass
+    import soundfile
+
     try:
         soundfile.SoundFile(path).close()
     except (soundfile.SoundFileError, TypeError):  # TypeError: the name ends in .raw
@@ -158,6 +165,8 @@ def kind_of_file(path: Path | str) -> Literal["image", "audio"]:
 
 def save_audio(path: Path | str, audio: Audio) -> Path:
     """Write 16-bit WAV, atomically, and return the path. Raises AnyGPTError when it can't be written there."""
+    import soundfile
+
     path = Path(path)
     # 32768 is what reading divides by, so that 16-bit sound survives a round trip unchanged.
     samples = np.clip(np.round(audio.wave.T * 32768.0), -32768, 32767).astype(np.int16)
@@ -257,12 +266,14 @@ def check_file(path: Path) -> None:
         raise MediaError(f"{shown(path)}: the file is empty (0 bytes)")
 
 
-def _decode(path: Path, max_duration_s: float) -> tuple[np.ndarray, int]:
+def _decode(path: Path, max_duration_s: float, part_s: tuple[float, float] | None = None) -> tuple[np.ndarray, int]:
     """(wave float32 [channels, samples], rate), or MediaError; nothing is decoded before the container is checked."""
+    import soundfile
+
     source: Path | io.BytesIO = path
-    mp3 = containers.scan_mp3(path, max_duration_s)
+    mp3 = containers.scan_mp3(path, max_duration_s if part_s is None else math.inf)
     if mp3 is not None:
-        _check_duration(path, mp3.duration_s, max_duration_s)
+        _check_duration(path, mp3.duration_s if part_s is None else 0.0, max_duration_s)
         if mp3.promised is None and not mp3.is_cut_off:
             source = io.BytesIO(mp3.counting_frame() + path.read_bytes()[mp3.start :])
     if (mp3 is not None and mp3.is_cut_off) or containers.wav_is_cut_off(path) or containers.ogg_is_cut_off(path):
@@ -278,9 +289,16 @@ def _decode(path: Path, max_duration_s: float) -> tuple[np.ndarray, int]:
             raise MediaError(f"{shown(path)}: sample rate {rate_hz} Hz, expected {low} to {high} Hz")
         if file.channels > MAX_CHANNELS:
             raise MediaError(f"{shown(path)}: {file.channels} channels, expected at most {MAX_CHANNELS}")
+        if part_s is not None:
+            if part_s[1] > promised / rate_hz + PART_SLACK_S:
+                raise MediaError(f"{shown(path)}: lasts {promised / rate_hz:.2f} s, but {part_s[1]:.2f} s are asked for")
+            first, last = (min(round(second * rate_hz), promised) for second in part_s)
+            promised = last - first
         _check_duration(path, promised / rate_hz, max_duration_s)
         try:
-            wave = file.read(dtype="float32", always_2d=True).T
+            if part_s is not None:
+                file.seek(first)
+            wave = file.read(promised if part_s is not None else -1, dtype="float32", always_2d=True).T
         except soundfile.SoundFileError:
             raise _cut_off(path) from None
     if mp3 is None and wave.shape[1] < promised:
