@@ -4,7 +4,7 @@
 
 A process for every run; the prompts take turns, so that other load hits all of them. `on a free core` is the wall-clock
 time less what the main thread waited for a core (Linux, /proc/<pid>/schedstat): on a busy machine, what an idle one
-would show. `import torch` stands beside the prompts as what no command can go below. Prints a Markdown table of medians.
+would show. `import torch` stands beside the prompts as what no command can go below. Prints medians.
 """
 
 import argparse
