@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import yaml
 from accelerate import FullyShardedDataParallelPlugin
 from fixtures_stage1 import write_stage1_config
+from fixtures_stage2 import write_conversations
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -96,6 +98,32 @@ def test_a_llama_checkpoint_is_expanded(undisturbed: tuple[Path, Path], tmp_path
     torch.testing.assert_close(expanded[: text.size], old)
     new = expanded[text.size :]
     assert (new.mean(0) - old.mean(0)).norm() < old.std(0).norm()
+
+
+def test_documents_are_read_beside_pairs(tmp_path: Path) -> None:
+    write_conversations(tmp_path / "documents.jsonl", count=40)
+    documents = {"path": str(tmp_path / "documents.jsonl"), "weight": 1.0, "text_weight": 2.0}
+    path = write_stage1_config(tmp_path, conversations=[documents])
+    config = yaml.safe_load(path.read_text())
+    config["trainer"] |= {"max_steps": 2, "eval_steps": 2}
+    path.write_text(yaml.safe_dump(config))
+    train_stage1(path, tmp_path / "out")
+    measured = {key for row in json.loads((tmp_path / "out/log.json").read_text()) for key in row}
+    assert {"eval_documents_loss", "eval_documents/edit_loss", "eval_image_x2text_loss"} <= measured
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_steps_are_the_same_steps(tmp_path: Path) -> None:
+    losses = []
+    for compiles in (False, True):
+        path = write_stage1_config(tmp_path, compile=compiles)
+        config = yaml.safe_load(path.read_text())
+        config["trainer"] |= {"max_steps": 4, "eval_strategy": "no", "save_strategy": "no"}
+        path.write_text(yaml.safe_dump(config))
+        train_stage1(path, tmp_path / f"compiled-{compiles}")
+        losses.append(_losses(tmp_path / f"compiled-{compiles}"))
+    assert losses[1] == pytest.approx(losses[0], abs=0.02) and len(losses[0]) == 4
 
 
 def test_incomplete_checkpoints_are_passed_over(tmp_path: Path) -> None:
