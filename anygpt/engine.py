@@ -39,7 +39,12 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "anygpt-mini-base"
 MIN_VOICE_S = 0.5
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
 
 Progress = Callable[[int, int], None]
 """Called with the number of ids generated so far and the most that there can be."""
@@ -167,8 +172,8 @@ class AnyGPT:
 
         Tokenizers are found by the model's `anygpt.json`, or by these paths (released checkpoints), and loaded when
         first needed. `config_dir` holds `<modality>_generate_config.json`. `device` "auto" takes a GPU when there is
-        one; `dtype` "auto" is bfloat16 there and float32 on a CPU. Raises AnyGPTError, mostly CheckpointError, that
-        names the file or setting.
+        one; `dtype` "auto" is bfloat16 there and float32 on a CPU; "int8" keeps weights as 8-bit integers and computes
+        in bfloat16. Raises AnyGPTError, mostly CheckpointError, that names the file or setting.
         """
         folder = find_model(model)
         where = find_device(device)

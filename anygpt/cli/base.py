@@ -71,7 +71,7 @@ def base(
         batch_size: Answers made together from --input; without it 16.
         seed: The same seed gives the same answers.
         device: auto, cpu, cuda or cuda:N.
-        dtype: auto, float32, bfloat16 or float16.
+        dtype: auto, float32, bfloat16, float16 or int8 (weights of a byte each, computing in bfloat16).
         json: Print one JSON object per answer.
     """
     _check_flags(prompt=prompt, n=n, input=input, output=output, batch_size=batch_size, json=json)

@@ -70,7 +70,7 @@ def chat(
         output_dir: Folder for pictures and sounds.
         seed: The same seed gives the same answers.
         device: auto, cpu, cuda or cuda:N.
-        dtype: auto, float32, bfloat16 or float16.
+        dtype: auto, float32, bfloat16, float16 or int8 (weights of a byte each, computing in bfloat16).
         json: Print one JSON object per line of the conversation.
     """
     if prompt is not None and script is not None:

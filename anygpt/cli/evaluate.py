@@ -51,7 +51,7 @@ def evaluate(
         tokenizers_only: Load no model, and judge the tokenizers alone.
         force: Compute again what is there already.
         device: auto, cpu, cuda or cuda:N.
-        dtype: auto, float32, bfloat16 or float16.
+        dtype: auto, float32, bfloat16, float16 or int8 (weights of a byte each, computing in bfloat16).
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if train_judges:

@@ -66,7 +66,7 @@ def serve(
         allow_remote_media: Fetch media of http and https URLs, from public addresses.
         cors_origin: A website whose pages may use the server; give the flag several times for several.
         device: auto, cpu, cuda or cuda:N.
-        dtype: auto, float32, bfloat16 or float16.
+        dtype: auto, float32, bfloat16, float16 or int8 (weights of a byte each, computing in bfloat16).
     """
     counts = {"--batch-size": (batch_size, 1), "--queue-size": (queue_size, 0), "--port": (port, 0)}
     for flag, (count, least) in counts.items():

@@ -52,7 +52,7 @@ def web(
         request_timeout_s: Seconds that an answer may take, its wait included.
         max_media_mb: Limit of one picture or sound.
         device: auto, cpu, cuda or cuda:N.
-        dtype: auto, float32, bfloat16 or float16.
+        dtype: auto, float32, bfloat16, float16 or int8 (weights of a byte each, computing in bfloat16).
     """
     counts = {"--batch-size": (batch_size, 1), "--queue-size": (queue_size, 0), "--port": (port, 0)}
     for flag, (count, least) in counts.items():

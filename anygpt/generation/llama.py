@@ -1,14 +1,14 @@
 """LLaMA's forward pass for generation, written over the tensors of a Hugging Face checkpoint folder.
 
 It equals `transformers.LlamaForCausalLM` (a test compares the logits) and exists for speed: no module calls, one
-matrix product for q, k, v and one for gate and up, a static cache, and none of the seconds that importing
+matrix product for q, k, v and one for gate and up (`matrices`), a static cache, and none of the seconds that importing
 transformers takes. Shape suffixes: T positions of one sequence, R sequences, N ids of either kind, D hidden width,
 H heads, G key-value heads, C head width, V vocabulary.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ from torch import Tensor
 from anygpt.errors import CheckpointError
 from anygpt.generation.adapter import Adapter, is_adapter
 from anygpt.generation.cache import BatchCache, StaticCache
+from anygpt.generation.matrices import Matrix, activation_type, place, times
+
+MAPPED_BYTES = 1 << 26
+"""Weight files up to this size are mapped into memory once, as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +108,14 @@ def inverse_frequencies(shape: LlamaShape, source: str) -> Tensor:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One decoder layer; matrices are [in, out], those that share an input lie side by side."""
+    """One decoder layer; matrices that share an input are one."""
 
     norm_attention: Tensor
-    qkv: Tensor
-    out: Tensor
+    qkv: Matrix
+    out: Matrix
     norm_mlp: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Matrix
+    down: Matrix
 
 
 class LlamaDecoder:
@@ -126,45 +130,55 @@ class LlamaDecoder:
         device: torch.device | str = "cpu",
         source: str = "model",
     ) -> None:
-        """`take(key)` gives the tensor of a Hugging Face key; each is asked for once.
+        """`take(key)` gives the tensor of a Hugging Face key; each is asked for once, and let go before the next.
 
-        Raises CheckpointError when a tensor's shape doesn't fit `shape`.
+        `dtype` is that of the matrices. With `torch.int8` these are rounded while they are read, with a scale for each
+        output; all else, the embeddings included, is then bfloat16. Raises CheckpointError when a tensor's shape
+        doesn't fit `shape`.
         """
         self.shape = shape
-        self.dtype = dtype
+        self.dtype = activation_type(dtype)
+        """Of activations and cache."""
         self.device = torch.device(device)
 
-        def get(key: str, *size: int) -> Tensor:
+        def checked(key: str, *size: int) -> Tensor:
             tensor = take(key)
             if tuple(tensor.shape) != size:
                 raise CheckpointError(f"{source}: '{key}' has shape {list(tensor.shape)}, expected {list(size)}")
-            return tensor.to(device=self.device, dtype=dtype)
+            return tensor
 
-        def matrix(prefix: str, **rows: int) -> Tensor:
-            """The matrices of one input side by side, [in, out]: on a CPU a product of one row with this layout runs
-            twice as fast as with the checkpoint's [out, in]."""
-            parts = [get(f"{prefix}.{name}.weight", count, width) for name, count in rows.items()]
-            return torch.cat(parts).t().contiguous()
+        def get(key: str, *size: int) -> Tensor:
+            return checked(key, *size).to(device=self.device, dtype=self.dtype)
+
+        def join(parts: Iterable[Tensor], outputs: int, inputs: int) -> Matrix:
+            return place(parts, outputs, inputs, dtype=dtype, device=self.device)
+
+        def matrix(prefix: str, inputs: int, **rows: int) -> Matrix:
+            """The matrices of one input as one."""
+            parts = (checked(f"{prefix}{name}.weight", count, inputs) for name, count in rows.items())
+            return join(parts, sum(rows.values()), inputs)
 
         width, inner = shape.hidden_size, shape.inner_size
         wide_q, wide_kv = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
         self.embedding = get("model.embed_tokens.weight", shape.vocab_size, width)
+        if shape.tied_head:
+            self.head = join([self.embedding], shape.vocab_size, width)
+        else:
+            self.head = matrix("", width, lm_head=shape.vocab_size)
         self.layers: list[_Layer] = []
         for index in range(shape.layers):
             prefix = f"model.layers.{index}"
             self.layers.append(
                 _Layer(
                     norm_attention=get(f"{prefix}.input_layernorm.weight", width),
-                    qkv=matrix(f"{prefix}.self_attn", q_proj=wide_q, k_proj=wide_kv, v_proj=wide_kv),
-                    out=get(f"{prefix}.self_attn.o_proj.weight", width, wide_q).t().contiguous(),
+                    qkv=matrix(f"{prefix}.self_attn.", width, q_proj=wide_q, k_proj=wide_kv, v_proj=wide_kv),
+                    out=matrix(f"{prefix}.self_attn.", wide_q, o_proj=width),
                     norm_mlp=get(f"{prefix}.post_attention_layernorm.weight", width),
-                    gate_up=matrix(f"{prefix}.mlp", gate_proj=inner, up_proj=inner),
-                    down=get(f"{prefix}.mlp.down_proj.weight", width, inner).t().contiguous(),
+                    gate_up=matrix(f"{prefix}.mlp.", width, gate_proj=inner, up_proj=inner),
+                    down=matrix(f"{prefix}.mlp.", inner, down_proj=width),
                 )
             )
         self.norm = get("model.norm.weight", width)
-        head = self.embedding if shape.tied_head else get("lm_head.weight", shape.vocab_size, width)
-        self.head = head.t().contiguous()
         self._cos, self._sin = self._rotations(source)
 
     def _rotations(self, source: str) -> tuple[Tensor, Tensor]:
@@ -204,7 +218,7 @@ class LlamaDecoder:
 
         hidden_TD = self._layers(ids, self._cos[cache.length : stop], self._sin[cache.length : stop], attend)
         cache.advance(ids)
-        return self._logits(hidden_TD[-1] if last_only else hidden_TD)
+        return self._logits(hidden_TD[-1:])[0] if last_only else self._logits(hidden_TD)
 
     @torch.inference_mode()
     def forward_rows(self, ids: Sequence[int], cache: BatchCache) -> Tensor:
@@ -251,18 +265,18 @@ class LlamaDecoder:
         hidden_ND = F.embedding(torch.tensor(ids, device=self.device), self.embedding)
         for index, layer in enumerate(self.layers):
             normed_ND = F.rms_norm(hidden_ND, (shape.hidden_size,), layer.norm_attention, shape.norm_eps)
-            heads = (normed_ND @ layer.qkv).view(len(ids), -1, shape.head_width).transpose(0, 1)
+            heads = times(normed_ND, layer.qkv).view(len(ids), -1, shape.head_width).transpose(0, 1)
             rotated = _rotate(heads[: shape.heads + shape.kv_heads], cos_NC, sin_NC)
             mixed_ND = attend(index, rotated[: shape.heads], rotated[shape.heads :], heads[len(rotated) :])
-            hidden_ND = hidden_ND + mixed_ND @ layer.out
+            hidden_ND = hidden_ND + times(mixed_ND, layer.out)
             normed_ND = F.rms_norm(hidden_ND, (shape.hidden_size,), layer.norm_mlp, shape.norm_eps)
-            gate, up = (normed_ND @ layer.gate_up).chunk(2, dim=-1)
-            hidden_ND = hidden_ND + (F.silu(gate) * up) @ layer.down
+            gate, up = times(normed_ND, layer.gate_up).chunk(2, dim=-1)
+            hidden_ND = hidden_ND + times(F.silu(gate) * up, layer.down)
         return hidden_ND
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        hidden = F.rms_norm(hidden, (self.shape.hidden_size,), self.norm, self.shape.norm_eps)
-        return (hidden @ self.head).float()
+    def _logits(self, hidden_ND: Tensor) -> Tensor:
+        normed_ND = F.rms_norm(hidden_ND, (self.shape.hidden_size,), self.norm, self.shape.norm_eps)
+        return times(normed_ND, self.head).float()
 
     def _attend(self, query_HTC: Tensor, keys_GSC: Tensor, values_GSC: Tensor, mask_TS: Tensor | None) -> Tensor:
         """Causal attention of the T newest of S positions; [T, H*C]."""
@@ -346,13 +360,22 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _open_weights(file: Path) -> list[tuple[str, Callable[[str], Tensor]]]:
     """Every key of a weights file with the function that reads its tensor; nothing is read yet."""
-    try:
+
+    def opened() -> tuple[list[str], Callable[[str], Tensor]]:
         if file.suffix == ".safetensors":
             from safetensors import safe_open
 
             reader = safe_open(file, framework="pt")
-            return [(key, reader.get_tensor) for key in reader.keys()]
+            return list(reader.keys()), reader.get_tensor
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        return [(key, tensors.__getitem__) for key in tensors]
+        return list(tensors), tensors.__getitem__
+
+    try:
+        keys, get = opened()
     except Exception as error:  # safetensors and torch raise a different type for every kind of damage
         raise CheckpointError(f"{file}: damaged or not a weights file ({type(error).__name__})") from None
+    if file.stat().st_size > MAPPED_BYTES:
+        # What has been read of a mapping counts as memory of the process as long as the mapping lives, which is as
+        # long as a tensor of it: each gets one of its own.
+        return [(key, lambda key: opened()[1](key)) for key in keys]
+    return [(key, get) for key in keys]
