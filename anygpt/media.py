@@ -291,7 +291,8 @@ def _decode(path: Path, max_duration_s: float, part_s: tuple[float, float] | Non
             raise MediaError(f"{shown(path)}: {file.channels} channels, expected at most {MAX_CHANNELS}")
         if part_s is not None:
             if part_s[1] > promised / rate_hz + PART_SLACK_S:
-                raise MediaError(f"{shown(path)}: lasts {promised / rate_hz:.2f} s, but {part_s[1]:.2f} s are asked for")
+                lasts = f"lasts {promised / rate_hz:.2f} s"
+                raise MediaError(f"{shown(path)}: {lasts}, but a part to second {part_s[1]:.2f} is asked for")
             first, last = (min(round(second * rate_hz), promised) for second in part_s)
             promised = last - first
         _check_duration(path, promised / rate_hz, max_duration_s)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from anygpt.code_strings import codes_to_indices
+from anygpt.data.storage import Place
 from anygpt.errors import AnyGPTError
 from anygpt.media import Audio, load_audio, load_image
 from anygpt.modality import ModalitySpec, get_modality
@@ -21,7 +22,7 @@ from anygpt.tokenizers.base import ModalityTokenizer
 GROUP_BYTES = 256 * 2**20
 """Media are encoded in groups of about this size, so that a few large photographs don't fill the memory."""
 
-_LOADERS: dict[str, Callable[[Path], Any]] = {
+_LOADERS: dict[str, Callable[..., Any]] = {
     "image": load_image,
     "audio": functools.partial(load_audio, reject_silence=True),
 }
@@ -44,12 +45,26 @@ def spec_of(tokenizer: ModalityTokenizer) -> ModalitySpec:
     )
 
 
-def load_media(path: Path, spec: ModalitySpec) -> Any:
-    """The picture or sound in a file, as `ModalityTokenizer.encode` takes it, or a Fault."""
+def load_media(path: Path, spec: ModalitySpec, **settings: Any) -> Any:
+    """The picture or sound in a file, as `ModalityTokenizer.encode` takes it, or a Fault.
+
+    `settings` are those of `anygpt.media.load_image` or `load_audio`.
+    """
     try:
-        return _LOADERS[spec.media](path)
+        return _LOADERS[spec.media](path, **settings)
     except AnyGPTError as error:
         return Fault(_without_path(str(error), path))
+    except OSError as error:
+        return Fault(f"can't be read ({error.strerror or error})")
+
+
+def load_place(place: Place, spec: ModalitySpec, **settings: Any) -> Any:
+    """The same for a file wherever it is."""
+    try:
+        with place.as_file() as path:
+            return load_media(path, spec, **settings)
+    except AnyGPTError as error:
+        return Fault(_without_path(str(error), place.path))
     except OSError as error:
         return Fault(f"can't be read ({error.strerror or error})")
 
@@ -94,7 +109,7 @@ def _encode(tokenizer: ModalityTokenizer, spec: ModalitySpec, media: Sequence[An
         return [_encode(tokenizer, spec, [item])[0] for item in media]
 
 
-def _without_path(message: str, path: Path) -> str:
+def _without_path(message: str, path: Path | str) -> str:
     """A message about a file without the file at its beginning, so that moving a data set leaves its errors alike."""
     tail = message[len(str(path)) :]  # cut by length: the message shows unprintable characters as others
     return tail.removeprefix(": ") if tail.startswith(": ") else message

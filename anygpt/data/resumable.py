@@ -38,8 +38,8 @@ class Progress:
     format: int = FORMAT
     job: Any
     """A `Job`."""
-    lines: int
-    """Of the input."""
+    lines: int | None
+    """Of the input; None while its end has not been seen."""
     lines_done: int = 0
     written: int = 0
     skipped: int = 0
@@ -88,8 +88,10 @@ class ResumableJsonl:
         return progress
 
     @contextlib.contextmanager
-    def writing(self, job: Job, lines: int) -> Iterator["Writer"]:
+    def writing(self, job: Job, lines: int | None) -> Iterator["Writer"]:
         """A writer that goes on after the last whole step, or from the start; see `Writer.finish`.
+
+        `lines` is how many the input has, None where only its end will tell.
 
         Raises AnyGPTError when the folder can't be written, when another process writes this output, or when what is
         there was made from something else.
@@ -161,6 +163,9 @@ class Writer:
 
     def finish(self) -> None:
         """Give the output its name."""
+        if self.progress.lines is None:
+            self.progress = dataclasses.replace(self.progress, lines=self.progress.lines_done)
+            self._record()
         assert self.progress.is_complete, self.progress
         os.replace(self._files.partial, self._files.out)
 

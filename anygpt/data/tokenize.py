@@ -13,11 +13,14 @@ import torch
 from tqdm import tqdm
 
 from anygpt.code_strings import codes_to_string
-from anygpt.data.media_codes import Fault, encode_all, load_media, spec_of
-from anygpt.data.media_manifest import Batch, MediaManifest, Row
+from anygpt.data.media_codes import Fault, encode_all, load_place, spec_of
+from anygpt.data.media_manifest import Batch
 from anygpt.data.resumable import Job, ResumableJsonl, check_same
+from anygpt.data.sources import open_source
+from anygpt.data.storage import Place, find_files
 from anygpt.data.workers import device_names, map_here, ordered_map
 from anygpt.errors import AnyGPTError, CheckpointError
+from anygpt.modality import ModalitySpec
 from anygpt.tokenizers.base import ModalityTokenizer
 from anygpt.tokenizers.sources import TokenizerPaths, choose_tokenizer, load_from_paths
 
@@ -71,51 +74,45 @@ def tokenize_manifest(
     batch_size: int | None = None,
     device: str = "auto",
 ) -> TokenizeResult:
-    """Tokenize the files of a manifest (see `MediaManifest`) into `out`, one `{"text", "<modality>"}` a line, in order.
+    """Make the pre-training JSONL `out`, one line per usable row of `manifest`, in its order.
 
-    A killed call goes on where it stopped when it is made again, with any number of workers, and ends with the same
-    bytes. Rows and files that can't be used are listed in `<out>.errors.jsonl` (`line`, `path`, `reason`) and skipped.
-    `tokenizer` is a shipped one's name, a folder or a released file; `paths` may give it by modality instead; without
-    either the shipped one is used. `workers` defaults to the number of devices, `batch_size` to 32, or to that of the
-    run that is gone on with.
+    `manifest` is a manifest or a WebDataset tar, here or behind a URL. A killed call goes on where it stopped when it
+    is made again, and ends with the same bytes. Rows that can't be used are listed in `<out>.errors.jsonl` (`line`,
+    `path`, `reason`) and skipped. `tokenizer` is a name under `tokenizers/`, a folder of ours, or a released file;
+    `paths` may give it by modality instead; without either the shipped one is used. `workers` defaults to the number of
+    devices, `batch_size` to 32, or to that of the run that is gone on with.
     Raises AnyGPTError for a manifest, tokenizer or output that is unfit, when `out` was made from something else, and
     when no row at all could be used.
     """
-    for name, number in (("workers", workers), ("batch_size", batch_size)):
-        if number is not None and number < 1:
-            raise AnyGPTError(f"--{name.replace('_', '-')} is {number}, expected at least 1")
-    source = MediaManifest(manifest, modality)
+    check_counts(workers=workers, batch_size=batch_size)
+    found = find_files(manifest)
+    if len(found) > 1:
+        raise AnyGPTError(f"{manifest}: {len(found)} files; give --format jsonl or parquet to make a folder of shards")
+    source = open_source(found[0], modality)
     files = ResumableJsonl(out, TokenizeJob)
     recorded = files.recorded()
     devices = device_names(device)
-    setup = _Setup(
-        modality=source.modality,
-        paths=choose_tokenizer(source.modality, tokenizer, paths or TokenizerPaths()),
-        folder=source.folder,
-        devices=devices,
-    )
+    setup = Setup.choose(source.modality, tokenizer, paths, devices)
     loaded = setup.load(devices[0])
-    job = TokenizeJob(
-        modality=source.modality,
-        manifest_sha256=source.sha256,
-        tokenizer=Path(setup.path).name,
-        tokenizer_fingerprint=loaded.fingerprint,
-        batch_size=batch_size or (recorded.job.batch_size if recorded else BATCH_SIZE),
-    )
+    size = batch_size or (recorded.job.batch_size if recorded else BATCH_SIZE)
+    job = setup.job(loaded, sha256=source.sha256, batch_size=size)
     if recorded is not None and files.out.exists():
         check_same(recorded.job, job, files.out)
         return _result(files, recorded.written, recorded.skipped, was_finished=True)
     with files.writing(job, source.lines) as writer:
         done = writer.progress.lines_done
         if done:
-            logger.info("%s: going on after %d of %d rows", files.out, done, source.lines)
+            shown = f"{done} rows" if source.lines is None else f"{done} of {source.lines} rows"
+            logger.info("%s: going on after %s", files.out, shown)
         batches = source.batches(job.batch_size, done)
-        workers = min(workers or len(devices), -(-(source.lines - done) // job.batch_size))
+        workers = workers or len(devices)
+        if source.lines is not None:
+            workers = min(workers, -(-(source.lines - done) // job.batch_size))
         if workers > 1:
             del loaded
             tokenized = ordered_map(setup, batches, workers=workers)
         else:
-            tokenized = map_here(functools.partial(tokenize_batch, loaded, folder=source.folder), batches)
+            tokenized = map_here(functools.partial(tokenize_batch, loaded), batches)
         bar = tqdm(total=source.lines, initial=done, unit="row", desc=job.modality, mininterval=1)
         with bar, contextlib.closing(tokenized):
             for part in tokenized:
@@ -124,9 +121,16 @@ def tokenize_manifest(
                 bar.set_postfix(skipped=writer.progress.skipped, refresh=False)
         if not writer.progress.written:
             files.discard()
-            raise AnyGPTError(f"{source.path}: {_nothing_left(files.errors)}")
+            raise AnyGPTError(f"{found[0]}: {nothing_left(files.errors)}")
         writer.finish()
     return _result(files, writer.progress.written, writer.progress.skipped, was_finished=False)
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raise AnyGPTError for a flag that is less than 1."""
+    for name, number in counts.items():
+        if number is not None and number < 1:
+            raise AnyGPTError(f"--{name.replace('_', '-')} is {number}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,21 +142,31 @@ class Tokenized:
     errors: list[dict[str, Any]]
 
 
-def tokenize_batch(tokenizer: ModalityTokenizer, batch: Batch, *, folder: Path) -> Tokenized:
-    """Load and encode the files of a batch; relative paths start from `folder`."""
+Medium = tuple[Place, tuple[float, float] | None]
+"""What is loaded and encoded, a file and the part of it that is meant: several captions may share it."""
+
+
+def media_of(batch: Batch) -> list[Medium]:
+    """The media of the good rows, each once, in order."""
+    return list(dict.fromkeys((row.place, row.part_s) for row in batch.rows if row.place is not None))
+
+
+def load_medium(spec: ModalitySpec, medium: Medium) -> Any:
+    """The picture or sound, or a Fault."""
+    place, part_s = medium
+    return load_place(place, spec) if part_s is None else load_place(place, spec, part_s=part_s)
+
+
+def tokenize_batch(
+    tokenizer: ModalityTokenizer, batch: Batch, load: Callable[[Medium], Any] | None = None
+) -> Tokenized:
+    """Load and encode the media of a batch; `load` gives those that were loaded elsewhere."""
     spec = spec_of(tokenizer)
-
-    def load(row: Row) -> Any:
-        if row.fault is not None:
-            return Fault(row.fault)
-        assert row.path is not None, row
-        return load_media(folder / Path(row.path).expanduser(), spec)
-
-    outcomes = encode_all(tokenizer, batch.rows, load)
+    outcomes = encode_all(tokenizer, media_of(batch), load or functools.partial(load_medium, spec))
     rows: list[dict[str, str]] = []
     errors: list[dict[str, Any]] = []
     for row in batch.rows:
-        outcome = outcomes[row]
+        outcome = outcomes[row.place, row.part_s] if row.place is not None else Fault(row.fault or "")
         if isinstance(outcome, Fault):
             errors.append({"line": row.line, "path": row.path, "reason": outcome.reason})
         else:
@@ -161,13 +175,23 @@ def tokenize_batch(tokenizer: ModalityTokenizer, batch: Batch, *, folder: Path) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Setup:
-    """What a worker process needs to begin."""
+class Setup:
+    """What a worker process needs to begin; called with its number, it gives what the worker does with a batch."""
 
     modality: str
     paths: TokenizerPaths
-    folder: Path
     devices: tuple[str, ...]
+
+    @classmethod
+    def choose(
+        cls, modality: str, tokenizer: str | None, paths: TokenizerPaths | None, devices: tuple[str, ...]
+    ) -> "Setup":
+        """See `tokenize_manifest`."""
+        return cls(
+            modality=modality,
+            paths=choose_tokenizer(modality, tokenizer, paths or TokenizerPaths()),
+            devices=devices,
+        )
 
     @property
     def path(self) -> str:
@@ -180,13 +204,27 @@ class _Setup:
             raise CheckpointError(f"{self.path}: made for {tokenizer.modality}, but the manifest has {self.modality}")
         return tokenizer
 
-    def __call__(self, number: int) -> Callable[[Batch], Tokenized]:
+    def job(self, tokenizer: ModalityTokenizer, *, sha256: str, batch_size: int) -> TokenizeJob:
+        """The record of a source with this hash."""
+        return TokenizeJob(
+            modality=self.modality,
+            manifest_sha256=sha256,
+            tokenizer=Path(self.path).name,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            batch_size=batch_size,
+        )
+
+    def load_numbered(self, number: int) -> ModalityTokenizer:
+        """The tokenizer of worker `number`, on its device and with one thread."""
         torch.set_num_threads(1)
-        tokenizer = self.load(self.devices[number % len(self.devices)])
-        return functools.partial(tokenize_batch, tokenizer, folder=self.folder)
+        return self.load(self.devices[number % len(self.devices)])
+
+    def __call__(self, number: int) -> Callable[[Batch], Tokenized]:
+        return functools.partial(tokenize_batch, self.load_numbered(number))
 
 
-def _nothing_left(errors: Path) -> str:
+def nothing_left(errors: Path) -> str:
+    """What to say where every row was skipped; `errors` lists them."""
     if not errors.is_file():
         return "has blank lines only; nothing to tokenize"
     with errors.open(encoding="utf-8") as file:

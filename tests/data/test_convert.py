@@ -18,15 +18,16 @@ from PIL import Image
 
 from anygpt.cli.main import main
 from anygpt.code_strings import codes_to_string
+from anygpt.data import tars
 from anygpt.data.convert import run as run_module
 from anygpt.data.convert import source as source_module
-from anygpt.data.convert import store as store_module
 from anygpt.data.convert.run import convert
 from anygpt.data.convert.source import array_items
-from anygpt.data.convert.store import MediaStore, Place
+from anygpt.data.convert.store import MediaStore
 from anygpt.data.instructions import turns_of
 from anygpt.data.jsonl import JsonlFile
 from anygpt.data.media_codes import Fault
+from anygpt.data.storage import Place
 from anygpt.errors import AnyGPTError
 from anygpt.media import Audio, load_audio, load_image, save_audio, save_image
 from anygpt.paths import checkout_root
@@ -355,7 +356,7 @@ def test_only_plain_files_of_an_archive_are_read(tmp_path: Path, monkeypatch: py
         info = tarfile.TarInfo("../../climbs")
         info.size = 1
         archive.addfile(info, io.BytesIO(b"c"))
-    monkeypatch.setattr(store_module, "MAX_MEMBER_BYTES", 0)
+    monkeypatch.setattr(tars, "MAX_MEMBER_BYTES", 0)
     store = MediaStore([path])
     for name in ("soft", "hard", "pipe"):
         assert stored(store.find("image", name)) == "is a link or special file in x.tar; only plain files are read"

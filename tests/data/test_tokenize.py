@@ -391,7 +391,8 @@ def test_mistakes(rows: list[Any], options: dict[str, Any], message: str, tmp_pa
 def test_mistakes_about_files(media: Path, tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path / "m.jsonl", picture_rows(media, 1))
     (tmp_path / "half.parquet").write_bytes(b"PAR1 and no more")
-    for path, message in ((tmp_path, "is a directory"), (tmp_path / "no", "no such"), ("half.parquet", "damaged")):
+    several = (tmp_path, "2 files; give --format")
+    for path, message in (several, (tmp_path / "no", "no such"), ("half.parquet", "damaged")):
         with pytest.raises(AnyGPTError, match=message):
             tokenize_images(Path(path), tmp_path / "out.jsonl")
     pyarrow.parquet.write_table(pyarrow.table({"image": ["a.png"]}), tmp_path / "m.parquet")

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from anygpt.data.convert.source import Draft, Source, draft
-from anygpt.data.convert.store import Place
 from anygpt.data.dialogue import MediaRef, Message
 from anygpt.data.media_codes import Fault
 from anygpt.data.media_manifest import MediaManifest, Row
 from anygpt.data.plain_text import checked_text
+from anygpt.data.storage import Place
 from anygpt.errors import AnyGPTError
 from anygpt.prompts.render import question
 from anygpt.prompts.tasks import TaskPrompts

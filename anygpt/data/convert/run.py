@@ -19,11 +19,12 @@ from anygpt.data.convert.anyinstruct import read_anyinstruct
 from anygpt.data.convert.llava import read_llava
 from anygpt.data.convert.pairs import PairsSource
 from anygpt.data.convert.source import Draft, JsonSource, Source
-from anygpt.data.convert.store import MediaStore, Place
+from anygpt.data.convert.store import MediaStore
 from anygpt.data.dialogue import MediaRef, Message, to_turns
 from anygpt.data.instructions import instruction_row, messages_of
-from anygpt.data.media_codes import Fault, encode_all, load_media, spec_of
+from anygpt.data.media_codes import Fault, encode_all, load_place, spec_of
 from anygpt.data.resumable import Job, ResumableJsonl, check_same
+from anygpt.data.storage import Place
 from anygpt.data.workers import device_names, map_here, ordered_map
 from anygpt.errors import AnyGPTError, CheckpointError, nearest
 from anygpt.manifest import Manifest, read_manifest
@@ -315,8 +316,7 @@ def _whole(batch: Batch) -> Iterator[tuple[str, str]]:
 def _load(tokenizer: ModalityTokenizer, places: Mapping[tuple[str, str], Place | Fault], key: tuple[str, str]) -> Any:
     place = places[key]
     assert isinstance(place, Place), place
-    with place.as_file() as path:
-        return load_media(path, spec_of(tokenizer))
+    return load_place(place, spec_of(tokenizer))
 
 
 def _nothing_left(errors: Path) -> str:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from anygpt.data.convert.store import MediaStore, Place
+from anygpt.data.convert.store import MediaStore
 from anygpt.data.dialogue import Dialogue, Message, check_messages
 from anygpt.data.media_codes import Fault
 from anygpt.data.media_manifest import parse_line
+from anygpt.data.storage import Place
 from anygpt.errors import AnyGPTError
 
 CHUNK_CHARS = 1 << 20
