@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -94,7 +95,8 @@ def create_app(model: "AnyGPT", names: list[str], settings: ServerSettings) -> F
         scheduler.close()
         answers.close()
 
-    app = FastAPI(title="AnyGPT", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    # Its pages of the API bring their scripts along, where FastAPI's own fetch them from another site.
+    app = FastAPIOffline(title="AnyGPT", version=__version__, description=DESCRIPTION, lifespan=lifespan)
     _add_routes(app, endpoints)
     _add_error_handlers(app)
     app.add_middleware(

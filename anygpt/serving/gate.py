@@ -17,6 +17,8 @@ from anygpt.serving.errors import ApiError, error_body
 from anygpt.serving.metrics import Metrics
 
 OPEN_PATHS = ("/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+OPEN_FOLDER = "/static-offline-docs/"
+"""The scripts of the pages among them."""
 """Those that need no key."""
 CLIENT_LEFT = 499
 DRAIN_BYTES = 200_000_000
@@ -139,7 +141,7 @@ class Gate:
             pass
 
     def _check_key(self, scope: Scope) -> None:
-        if not self._keys or scope["path"] in OPEN_PATHS:
+        if not self._keys or scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FOLDER):
             return
         scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
         # All keys are compared, in constant time each, so that nothing can be learned from how long it takes.

@@ -256,7 +256,12 @@ def test_answers_together_are_those_alone(server: Running) -> None:
 
 
 def test_the_description_has_a_page(server: Running) -> None:
-    assert "swagger" in server.http.get("/docs").text
+    for path in ("/docs", "/redoc"):
+        page = server.http.get(path).text
+        loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
+        assert loaded and all(address.startswith("/") for address in loaded), "a page that fetches from elsewhere"
+        for address in loaded:
+            assert server.http.get(address).status_code == 200, address
     paths = server.http.get("/openapi.json").json()["paths"]
     assert {"/v1/chat/completions", "/v1/audio/music", "/health"} <= set(paths)
 
