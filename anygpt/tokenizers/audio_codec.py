@@ -48,8 +48,8 @@ class AudioCodecModel(Protocol):
     n_q: int
     """Residual levels."""
 
-    def encode(self, wav_B1T: Tensor) -> Tensor:
-        """Codes of all levels, int64 [K, B, ceil(T / hop_length)]."""
+    def encode(self, wav_B1T: Tensor, n_q: int | None = None) -> Tensor:
+        """Codes of the first `n_q` levels (default: all), int64 [K, B, ceil(T / hop_length)]."""
 
     def decode(self, codes_KBT: Tensor) -> Tensor:
         """Waveform [B, 1, T * hop_length] of the first K levels, K from 1 to `n_q`."""
@@ -135,8 +135,10 @@ def to_wave(audio: Audio, rate_hz: int, *, how: Literal["first", "mean"]) -> Ten
 
 
 @torch.inference_mode()
-def encode_waves(model: AudioCodecModel, waves: Sequence[Tensor], *, batch_size: int = 16) -> list[Tensor]:
-    """Codes int64 [n_q, ceil(samples / hop_length)] on the CPU of each waveform [samples].
+def encode_waves(
+    model: AudioCodecModel, waves: Sequence[Tensor], *, n_q: int | None = None, batch_size: int = 16
+) -> list[Tensor]:
+    """Codes int64 [n_q, ceil(samples / hop_length)] on the CPU of each waveform [samples]; `n_q` defaults to all.
 
     Only waveforms of equal length share a batch: padding would change the codes near the end (and with a
     bidirectional LSTM everywhere), so that a recording's codes would depend on its neighbours.
@@ -150,7 +152,7 @@ def encode_waves(model: AudioCodecModel, waves: Sequence[Tensor], *, batch_size:
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
             wav_B1T = torch.stack([waves[i] for i in batch])[:, None].to(device)
-            codes_KBT = model.encode(wav_B1T).cpu()
+            codes_KBT = model.encode(wav_B1T, n_q).cpu()
             codes.update(zip(batch, codes_KBT.unbind(1), strict=True))
     return [codes[index] for index in range(len(waves))]
 

@@ -308,24 +308,24 @@ class SpectralCodec(nn.Module):
         return cls(from_dict(SpectralConfig, mapping, source))
 
     @torch.no_grad()
-    def encode(self, wav_B1T: Tensor) -> Tensor:
+    def encode(self, wav_B1T: Tensor, n_q: int | None = None) -> Tensor:
         """Codes int64 [n_q, B, frames] of `wav_B1T` float32 [B, 1, samples], frames = ceil(samples / hop_length).
 
-        The end is zero-padded to a full frame. Raises CodeError for an empty signal.
+        `n_q` defaults to all levels; with `semantic`, the first one alone needs no acoustic encoder. The end is
+        zero-padded to a full frame. Raises CodeError for an empty signal.
         """
         samples = wav_B1T.shape[-1]
         if samples == 0:
             raise CodeError("encode: the signal is empty")
         wav_BL = F.pad(wav_B1T[:, 0].float(), (0, -samples % self.hop_length))
-        latent_BTC = self.encoder.acoustic_latent(wav_BL)
         if not self.config.semantic:
-            return self.quantizer.encode(latent_BTC.transpose(1, 2))
+            return self.quantizer.encode(self.encoder.acoustic_latent(wav_BL).transpose(1, 2), n_q=n_q)
         semantic_BTC = self.encoder.semantic_latent(self.encoder.semantic_power(wav_BL))
         first_1BT = self.quantizer.encode(semantic_BTC.transpose(1, 2), n_q=1)
-        if self.n_q == 1:
+        if (self.n_q if n_q is None else n_q) == 1:
             return first_1BT
-        residual_BTC = latent_BTC - self.vectors(first_1BT)
-        return torch.cat([first_1BT, self.quantizer.encode(residual_BTC.transpose(1, 2), st=1)])
+        residual_BTC = self.encoder.acoustic_latent(wav_BL) - self.vectors(first_1BT)
+        return torch.cat([first_1BT, self.quantizer.encode(residual_BTC.transpose(1, 2), n_q=n_q, st=1)])
 
     @torch.no_grad()
     def decode(self, codes_KBT: Tensor) -> Tensor:

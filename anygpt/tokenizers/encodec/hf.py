@@ -75,9 +75,9 @@ class HFEncodec(nn.Module):
             raise CheckpointError(f"{source}: {len(missing)} missing keys, first '{missing[0]}'")
         return cls(model, config.num_codebooks, source).eval()
 
-    def encode(self, wav_B1T: Tensor) -> Tensor:
-        """Codes int64 [K, B, ceil(T / hop_length)] of the whole signal, without chunks."""
-        return self.quantizer.encode(self.encoder(wav_B1T), self.bandwidth)
+    def encode(self, wav_B1T: Tensor, n_q: int | None = None) -> Tensor:
+        """Codes int64 [K, B, ceil(T / hop_length)] of the whole signal, without chunks; K is `n_q`, by default all."""
+        return self.quantizer.encode(self.encoder(wav_B1T), self.bandwidth)[:n_q]
 
     def decode(self, codes_KBT: Tensor) -> Tensor:
         """Waveform [B, 1, T * hop_length] of the first K levels."""

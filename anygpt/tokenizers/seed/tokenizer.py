@@ -104,15 +104,18 @@ class SeedTokenizer(ModalityTokenizer):
             pixels = UnclipPixels.from_pretrained(UnclipConfig(path=pixels), device=device)
         return cls(model, pixels, PreprocessConfig(image_size=config.vit.img_size), device=device)
 
-    def save_pretrained(self, folder: Path | str, *, dtype: torch.dtype = torch.float32) -> None:
+    def save_pretrained(
+        self, folder: Path | str, *, dtype: torch.dtype = torch.float32, pixels_dtype: torch.dtype | None = None
+    ) -> None:
         """Write what `from_pretrained` reads, weights as `dtype`, config.json last.
 
-        An unCLIP pipeline is only referred to by its path.
+        `pixels_dtype` is for the pixel decoder (None: as the rest); torch.int8 halves float16 once more, which codes
+        would not bear but pictures do. An unCLIP pipeline is only referred to by its path.
         """
         folder = Path(folder)
         save_safetensors(self.model, folder / "model.safetensors", dtype)
         if isinstance(self.pixels, SmallPixelDecoder):
-            save_safetensors(self.pixels, folder / "pixels.safetensors", dtype)
+            save_safetensors(self.pixels, folder / "pixels.safetensors", pixels_dtype or dtype)
             pixels = {"kind": "small", **asdict(self.pixels.config)}
         elif isinstance(self.pixels, UnclipPixels):
             pixels = {"kind": "unclip", **asdict(self.pixels.config)}

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from anygpt.errors import CheckpointError
@@ -17,7 +15,7 @@ from anygpt.media import atomic_write
 from anygpt.tokenizers.audio_codec import AudioCodecModel, code_defining_tensors, load_strictly
 from anygpt.tokenizers.soundstorm.config import SoundStormConfig
 from anygpt.tokenizers.soundstorm.model import SoundStorm
-from anygpt.tokenizers.weights import save_safetensors
+from anygpt.tokenizers.weights import read_safetensors, save_safetensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -78,11 +76,11 @@ def codec_fingerprint(codec: AudioCodecModel) -> str:
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_safetensors(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; expected SoundStorm weights (.pt or .safetensors)") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"{path}: can't be read as weights ({reason[0]})") from None
     if isinstance(state, dict) and isinstance(state.get("model"), dict):

@@ -126,7 +126,7 @@ class SpeechTokenizer(ModalityTokenizer):
 
     def encode(self, media: Sequence[Audio]) -> list[Tensor]:
         """Level-1 codes int64 [1, T] of each recording's first channel, T = ceil(seconds * 50)."""
-        return [codes_KT[:1] for codes_KT in self._encode(media, "first")]
+        return self._encode(media, "first", n_q=1)
 
     def encode_all_levels(self, audio: Audio, *, how: Literal["first", "mean"] = "first") -> Tensor:
         """Codes int64 [n_q, T] of one recording's first channel, or of the mean of its channels."""
@@ -206,8 +206,10 @@ class SpeechTokenizer(ModalityTokenizer):
     def _voice_codes(self, voice: Audio | None) -> Tensor | None:
         return self._default_voice_codes if voice is None else self.encode_voice(voice)
 
-    def _encode(self, media: Sequence[Audio], how: Literal["first", "mean"]) -> list[Tensor]:
-        return encode_waves(self.model, [to_wave(audio, self.sample_rate, how=how) for audio in media])
+    def _encode(
+        self, media: Sequence[Audio], how: Literal["first", "mean"], *, n_q: int | None = None
+    ) -> list[Tensor]:
+        return encode_waves(self.model, [to_wave(audio, self.sample_rate, how=how) for audio in media], n_q=n_q)
 
     def _add_acoustic_levels(
         self, codes_1T: Tensor, voice: Audio | None, steps: int, generator: torch.Generator | None

@@ -339,11 +339,12 @@ class SeedRecipe(TokenizerRecipe):
         Image.fromarray(np.concatenate(rows)).save(folder / "reconstructions.png")
 
     def export(self, folder: Path) -> None:
-        """The tokenizer folder, weights in float16."""
+        """The tokenizer folder, weights in float16, of the pixel decoder in int8."""
         with torch.no_grad():
             self.model.seed.quantize.embedding.weight.copy_(self.model.codebook)
         preprocess = PreprocessConfig(image_size=IMAGE_SIZE, mean=self.config.mean, std=self.config.std)
-        SeedTokenizer(self.model.seed, self.model.pixels, preprocess).save_pretrained(folder, dtype=torch.float16)
+        tokenizer = SeedTokenizer(self.model.seed, self.model.pixels, preprocess)
+        tokenizer.save_pretrained(folder, dtype=torch.float16, pixels_dtype=torch.int8)
 
 
 def on_sphere(vectors: Tensor) -> Tensor:
