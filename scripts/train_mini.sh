@@ -47,28 +47,19 @@ train_stage1() {
   NPROC=${NPROC:-2} PYTHON=$python scripts/stage1_pretrain.sh config/stage1-mini.yaml "$out/mini/stage1"
 }
 
+# install_model STAGE NAME: what a stage exported becomes the shipped model NAME; its card stays.
 install_model() {
-  mkdir -p models/anygpt-mini-base
+  mkdir -p "models/$2"
   for file in config.json generation_config.json model.safetensors tokenizer.model tokenizer_config.json \
     special_tokens_map.json added_tokens.json anygpt.json; do
-    cp "$out/mini/stage1/model/$file" models/anygpt-mini-base/
+    cp "$out/mini/$1/model/$file" "models/$2/"
   done
-  cp config/stage1-mini.yaml models/anygpt-mini-base/recipe.yaml
-  cp "$out/mini/stage1/curves.png" "$out/mini/stage1/log.json" models/anygpt-mini-base/
+  cp "config/$1-mini.yaml" "models/$2/recipe.yaml"
+  cp "$out/mini/$1/curves.png" "$out/mini/$1/log.json" "models/$2/"
 }
 
 train_stage2() {
   NPROC=${NPROC:-2} PYTHON=$python scripts/stage2_sft.sh config/stage2-mini.yaml "$out/mini/stage2"
-}
-
-install_chat() {
-  mkdir -p models/anygpt-mini-chat
-  for file in adapter_config.json adapter_model.safetensors tokenizer.model tokenizer_config.json \
-    special_tokens_map.json added_tokens.json anygpt.json; do
-    cp "$out/mini/stage2/model/$file" models/anygpt-mini-chat/
-  done
-  cp config/stage2-mini.yaml models/anygpt-mini-chat/recipe.yaml
-  cp "$out/mini/stage2/curves.png" "$out/mini/stage2/log.json" models/anygpt-mini-chat/
 }
 
 for step in "${@:-tokenizers data stage1 install stage2 install-chat eval}"; do
@@ -77,9 +68,9 @@ for step in "${@:-tokenizers data stage1 install stage2 install-chat eval}"; do
       tokenizers) train_tokenizers ;;
       data) make_data ;;
       stage1) train_stage1 ;;
-      install) install_model ;;
+      install) install_model stage1 anygpt-mini-base ;;
       stage2) train_stage2 ;;
-      install-chat) install_chat ;;
+      install-chat) install_model stage2 anygpt-mini-chat ;;
       eval)
         "$python" -m anygpt eval --train-judges
         "$python" -m anygpt eval --out "$out/mini/eval"

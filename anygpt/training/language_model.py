@@ -92,6 +92,8 @@ class RunConfig:
                 "optimizer: keeps whole copies of the weights, which FSDP and DeepSpeed split; leave the section out "
                 "and set trainer.optim and trainer.learning_rate"
             )
+        if self.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+            raise ConfigError("compile: needs a C++ compiler, and there is none; install g++ or set compile: false")
         if "max_steps" not in self.trainer:
             raise ConfigError("trainer: 'max_steps' is missing; the mixture has no epochs")
 

@@ -126,6 +126,12 @@ def test_compiled_steps_are_the_same_steps(tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0], abs=0.02) and len(losses[0]) == 4
 
 
+def test_compiling_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"compile: needs a C\+\+ compiler"):
+        train_stage1(write_stage1_config(tmp_path, compile=True), tmp_path / "out")
+
+
 def test_incomplete_checkpoints_are_passed_over(tmp_path: Path) -> None:
     for step, whole in ((4, True), (10, True), (12, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
