@@ -22,6 +22,9 @@ from anygpt.generation.adapter import Adapter, is_adapter
 from anygpt.generation.cache import BatchCache, StaticCache
 from anygpt.generation.matrices import Matrix, activation_type, place, times
 
+PADDING = 1.25
+"""On a CPU, rows of a batch attend one by one where together they would read more than so many times what they hold:
+a call for each costs that much more than one for all (`benchmarks/batch.py`)."""
 MAPPED_BYTES = 1 << 26
 """Weight files up to this size are mapped into memory once, as a whole."""
 
@@ -231,8 +234,9 @@ class LlamaDecoder:
         slots = max(lengths) + 1
         cache.reserve(count, slots)
         lengths_R = torch.tensor(lengths, device=self.device)
+        is_ragged = self.device.type == "cpu" and count * slots > PADDING * (sum(lengths) + count)
         mask = None
-        if min(lengths) + 1 < slots:
+        if min(lengths) + 1 < slots and not is_ragged:
             is_empty = torch.arange(slots, device=self.device) > lengths_R[:, None]
             mask = torch.zeros(is_empty.shape, dtype=self.dtype, device=self.device)
             mask = mask.masked_fill_(is_empty, float("-inf"))[:, None, None]
@@ -242,6 +246,13 @@ class LlamaDecoder:
             keys, values = cache.read(layer, count, slots)
             # As in `_attend`, heads that share keys stand in as positions.
             query = query_HRC.transpose(0, 1).reshape(count, self.shape.kv_heads, -1, self.shape.head_width)
+            if is_ragged:
+                parts = zip(query.split(1), keys.split(1), values.split(1), lengths, strict=True)
+                mixed = [
+                    F.scaled_dot_product_attention(one, keys_1GSC[:, :, : used + 1], values_1GSC[:, :, : used + 1])
+                    for one, keys_1GSC, values_1GSC, used in parts
+                ]
+                return torch.cat(mixed).reshape(count, -1)
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask).reshape(count, -1)
 
         hidden_RD = self._layers(ids, self._cos[lengths_R], self._sin[lengths_R], attend)

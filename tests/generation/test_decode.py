@@ -171,3 +171,22 @@ def test_answers_that_are_cancelled_leave_the_others_alone(decoder: LlamaDecoder
     finish(decoder, [expected[2]], 1)
     assert kept[2].ids == expected[2].ids
     assert not any(kept[number].is_done for number in (0, 1, 3))
+
+
+@pytest.mark.parametrize("padding", [0.0, 1e9], ids=["one by one", "together"])
+def test_both_ways_of_attention_give_the_logits_of_each(
+    decoder: LlamaDecoder, padding: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anygpt.generation import llama
+    from anygpt.generation.cache import BatchCache
+
+    monkeypatch.setattr(llama, "PADDING", padding)
+    batch = BatchCache(lambda: decoder.new_cache(slots=4))
+    batch.reserve(3, 90)
+    prompts = [[3, 1, 4] * 25, [1, 5, 9, 2, 6, 5, 3], [5]]
+    for row, prompt in zip(batch.rows, prompts, strict=True):
+        decoder.forward(prompt, row)
+    together = decoder.forward_rows([7, 8, 9], batch)
+    for logits, prompt, index in zip(together, prompts, (7, 8, 9), strict=True):
+        expected = decoder.forward([*prompt, index], decoder.new_cache())
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
