@@ -19,7 +19,7 @@ INT8_KERNEL_ROWS = 12
 """Up to so many rows torch's int8 product is faster than a float product with the weights made floats."""
 CPU_BLOCK = 512
 """Rows of int8 weights that a CPU turns into floats at a time, to find them in its cache again."""
-READ_BLOCK = 1024
+READ_BLOCK = 256
 """Rows of a checkpoint's matrix that are quantised at a time."""
 
 
@@ -115,14 +115,17 @@ def _quantised(weights: Iterable[Tensor], outputs: int, inputs: int, device: tor
     """Rounded to int8, symmetrically, with the largest weight of each row at 127."""
     integers_OI = torch.empty(outputs, inputs, dtype=torch.int8, device=device)
     scales_O = torch.empty(outputs, dtype=activation_type(torch.int8), device=device)
+    # One buffer for all: what is allocated and freed between the results would stay in the heap's gaps.
+    buffer_OI = torch.empty(min(outputs, READ_BLOCK), inputs, dtype=torch.float32, device=device)
     start = 0
     for weight_OI in weights:
         for block in weight_OI.split(READ_BLOCK):
             rows = slice(start, start + len(block))
-            block_OI = block.to(device=device, dtype=torch.float32)
+            block_OI = buffer_OI[: len(block)].copy_(block)
+            least_O, most_O = block_OI.aminmax(dim=1)
             # A row of zeros has any scale but zero.
-            scales_O[rows] = (block_OI.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
-            integers_OI[rows] = (block_OI / scales_O[rows].float()[:, None]).round_().clamp_(-127, 127)
+            scales_O[rows] = (torch.maximum(-least_O, most_O) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+            integers_OI[rows] = block_OI.div_(scales_O[rows].float()[:, None]).round_().clamp_(-127, 127)
             start = rows.stop
     return Int8Matrix(integers_OI, scales_O)
 

@@ -1,6 +1,7 @@
 """The forward pass against transformers, and the errors of loading a checkpoint folder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from fixtures_tiny import build_llama
 from safetensors.torch import load_file, save_file
 
 from anygpt.errors import CheckpointError
+from anygpt.generation.cache import BatchCache
 from anygpt.generation.llama import load_decoder
+from anygpt.generation.matrices import Int8Matrix, Matrix
 
 VOCAB = 97
 LLAMA3 = {
@@ -67,6 +70,56 @@ def test_bfloat16_is_close(tmp_path: Path) -> None:
     got = coarse.forward([3, 1, 4, 1, 5], coarse.new_cache())
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected, atol=0.2, rtol=0.1)
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}], ids=["own head", "tied head"])
+def test_int8_is_the_model_with_rounded_weights(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Against float32 with the weights that the integers stand for: a prompt, a chunk, steps, and rows of a batch."""
+    build_llama(tmp_path, VOCAB, **changes)
+    small = load_decoder(tmp_path, dtype=torch.int8)
+    assert all(isinstance(matrix, Int8Matrix) for matrix in (small.head, small.layers[0].qkv, small.layers[1].down))
+    assert small.embedding.dtype == small.dtype == torch.bfloat16
+    reference = load_decoder(tmp_path)
+    reference.head = floats_of(small.head)
+    reference.layers = [
+        replace(
+            ours,
+            qkv=floats_of(theirs.qkv),
+            out=floats_of(theirs.out),
+            gate_up=floats_of(theirs.gate_up),
+            down=floats_of(theirs.down),
+        )
+        for ours, theirs in zip(reference.layers, small.layers, strict=True)
+    ]
+    ids = torch.randint(VOCAB, (80,), generator=torch.Generator().manual_seed(2)).tolist()
+    results = []
+    for decoder in (small, reference):
+        cache = decoder.new_cache()
+        logits = [
+            decoder.forward(ids[:40], cache, last_only=False),
+            decoder.forward(ids[40:60], cache, last_only=False),
+        ]
+        logits += [decoder.forward([index], cache)[None] for index in ids[60:]]
+        batch = BatchCache(lambda decoder=decoder: decoder.new_cache(slots=8))
+        batch.reserve(3, 8)
+        for number, row in enumerate(batch.rows):
+            decoder.forward(ids[number : 2 * number + 3], row)
+        logits.append(decoder.forward_rows([7, 8, 9], batch))
+        results.append(torch.cat(logits))
+    got, expected = results
+    assert got.dtype == torch.float32
+    error = (got - expected).norm(dim=1) / expected.norm(dim=1)
+    assert error.mean() < 0.03 and error.max() < 0.1
+    # The same greedy choice, except where two ids are closer than bfloat16 can tell.
+    best = expected.topk(2).values
+    is_clear = best[:, 0] - best[:, 1] > 0.4
+    assert is_clear.sum() > 20
+    assert torch.equal(got.argmax(1)[is_clear], expected.argmax(1)[is_clear])
+
+
+def floats_of(matrix: Matrix) -> torch.Tensor:
+    assert isinstance(matrix, Int8Matrix)
+    return matrix.dequantised().t()
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])

@@ -1,0 +1,88 @@
+"""Matrices in the forms that decoders keep them in, against plain float products."""
+
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from anygpt.generation.matrices import INT8_KERNEL_ROWS, SPLIT_INPUTS, Int8Matrix, place, times
+
+CPU = torch.device("cpu")
+
+
+def random_weights(*sizes: tuple[int, int]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(size, generator=generator) / size[1] ** 0.5 for size in sizes]
+
+
+def random_rows(count: int, inputs: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(count, inputs, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    return ((got.float() - expected.float()).norm() / expected.float().norm()).item()
+
+
+@pytest.mark.parametrize("count", [1, 2, INT8_KERNEL_ROWS + 1, 70])
+@pytest.mark.parametrize(
+    "inputs", [32, 48, 50, SPLIT_INPUTS, SPLIT_INPUTS + 1, 2 * SPLIT_INPUTS + 2816], ids=lambda width: f"{width}"
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=["float32", "bfloat16", "int8"])
+def test_products_of_every_form(dtype: torch.dtype, inputs: int, count: int) -> None:
+    parts = random_weights((40, inputs), (17, inputs), (1, inputs))
+    matrix = place(parts, 58, inputs, dtype=dtype, device=CPU)
+    rows = random_rows(count, inputs, torch.float32 if dtype == torch.float32 else torch.bfloat16)
+    weights = matrix.dequantised() if isinstance(matrix, Int8Matrix) else torch.cat(parts).to(dtype).float()
+    got = times(rows, matrix)
+    assert got.dtype == rows.dtype and got.shape == (count, 58)
+    assert relative_error(got, rows.float() @ weights.t()) < (1e-5 if dtype == torch.float32 else 5e-3)
+
+
+def test_int8_rounds_each_output_by_its_own_scale() -> None:
+    weights = random_weights((60, 64))[0] * torch.logspace(-6, 6, 60)[:, None]
+    weights[7] = 0
+    weights[8, 3] = 40 * weights[8].abs().max()
+    matrix = place([weights], 60, 64, dtype=torch.int8, device=CPU)
+    assert isinstance(matrix, Int8Matrix) and matrix.weights_OI.dtype == torch.int8
+    steps = weights.abs().amax(dim=1, keepdim=True) / 127
+    # Half a step, and a little where rounding the scale to bfloat16 made the steps longer or cut the largest weight.
+    assert ((matrix.dequantised() - weights).abs() <= 0.51 * steps).all()
+    assert not matrix.dequantised()[7].any()
+
+
+def test_weights_that_are_exact_in_int8_give_the_products_of_bfloat16() -> None:
+    integers = torch.randint(-127, 128, (90, 512), generator=torch.Generator().manual_seed(3)).float()
+    integers[:, 0] = 127
+    weights = integers / 2**12
+    exact, small = (place([weights], 90, 512, dtype=dtype, device=CPU) for dtype in (torch.bfloat16, torch.int8))
+    assert isinstance(small, Int8Matrix) and torch.equal(small.dequantised(), weights)
+    for count in (1, 5, 40):
+        rows = random_rows(count, 512, torch.bfloat16)
+        torch.testing.assert_close(times(rows, small), times(rows, exact), atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=["float32", "bfloat16", "int8"])
+def test_tensors_are_read_one_at_a_time(dtype: torch.dtype) -> None:
+    """So that loading needs the memory of one tensor beside the result."""
+    given: list[weakref.ref[Tensor]] = []
+
+    def parts() -> Iterator[Tensor]:
+        for _ in range(4):
+            assert sum(tensor() is not None for tensor in given) <= 1
+            (weight,) = random_weights((8, 16))
+            given.append(weakref.ref(weight))
+            yield weight
+            del weight
+
+    place(parts(), 32, 16, dtype=dtype, device=CPU)
+
+
+def test_onednn_is_on_again_after_a_product_of_one_row() -> None:
+    matrix = place(random_weights((8, 16)), 8, 16, dtype=torch.bfloat16, device=CPU)
+    times(random_rows(1, 16, torch.bfloat16), matrix)
+    assert torch.backends.mkldnn.enabled
+    with pytest.raises(RuntimeError):
+        times(random_rows(1, 15, torch.bfloat16), matrix)
+    assert torch.backends.mkldnn.enabled
