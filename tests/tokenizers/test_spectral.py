@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from anygpt.errors import CodeError, ConfigError
-from anygpt.tokenizers import spectral
-from anygpt.tokenizers.audio_codec import AudioCodecModel, code_defining_tensors
+from anygpt.tokenizers import audio_codec, spectral
+from anygpt.tokenizers.audio_codec import AudioCodecModel, code_defining_tensors, encode_waves
 from anygpt.tokenizers.spectral import DepthwiseConv, SpectralCodec, SpectralConfig
 
 SMALL = SpectralConfig(
@@ -45,6 +45,31 @@ def test_frames_are_the_length_over_the_hop_rounded_up(semantic: bool, samples: 
     for levels in (1, 2, 4):
         wave = codec.decode(codes[:levels])
         assert wave.shape == (2, 1, frames * 80) and torch.isfinite(wave).all()
+
+
+@pytest.mark.parametrize("semantic", [False, True])
+def test_fewer_levels_are_the_first_of_all(semantic: bool) -> None:
+    codec, wave = small_codec(semantic=semantic), torch.randn(2, 1, 900)
+    codes = codec.encode(wave)
+    for levels in range(1, 5):
+        assert torch.equal(codec.encode(wave, levels), codes[:levels])
+
+
+def test_level_one_of_semantic_codecs_needs_no_acoustic_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = small_codec(semantic=True)
+    monkeypatch.delattr(type(codec.encoder), "acoustic_latent")
+    assert codec.encode(torch.randn(1, 1, 900), 1).shape == (1, 1, 12)
+
+
+def test_waves_get_the_codes_that_each_gets_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = small_codec(semantic=True)
+    waves = [torch.randn(length) for length in (800, 1600, 800, 900, 800, 1600, 800)]
+    for seconds in (0.01, 0.1, 16.0):
+        monkeypatch.setattr(audio_codec, "CPU_BATCH_S", seconds)
+        for levels in (None, 1, 3):
+            codes = encode_waves(codec, waves, n_q=levels, batch_size=3)
+            for wave, codes_KT in zip(waves, codes, strict=True):
+                assert torch.equal(codes_KT, codec.encode(wave[None, None], levels)[:, 0])
 
 
 def test_fulfils_the_codec_contract() -> None:

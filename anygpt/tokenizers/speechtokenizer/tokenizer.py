@@ -206,9 +206,7 @@ class SpeechTokenizer(ModalityTokenizer):
     def _voice_codes(self, voice: Audio | None) -> Tensor | None:
         return self._default_voice_codes if voice is None else self.encode_voice(voice)
 
-    def _encode(
-        self, media: Sequence[Audio], how: Literal["first", "mean"], *, n_q: int | None = None
-    ) -> list[Tensor]:
+    def _encode(self, media: Sequence[Audio], how: Literal["first", "mean"], *, n_q: int | None = None) -> list[Tensor]:
         return encode_waves(self.model, [to_wave(audio, self.sample_rate, how=how) for audio in media], n_q=n_q)
 
     def _add_acoustic_levels(
