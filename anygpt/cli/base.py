@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from anygpt.cli.console import (
     print_mistake,
     printable,
 )
+from anygpt.cli.model_flags import UNSET, ModelFlags
 from anygpt.errors import AnyGPTError
 from anygpt.forms import describe_forms, parse_form
 from anygpt.media import ensure_writable
@@ -26,22 +28,13 @@ if TYPE_CHECKING:
 def base(
     *,
     prompt: list[str] | None = None,
-    model_name_or_path: str | None = None,
-    image_tokenizer_path: str | None = None,
-    speech_tokenizer_path: str | None = None,
-    speech_tokenizer_config: str | None = None,
-    soundstorm_path: str | None = None,
-    music_tokenizer_path: str | None = None,
-    audio_tokenizer_path: str | None = None,
-    unclip_path: str | None = None,
+    model: ModelFlags = UNSET,
     output_dir: Path = Path("infer_output/base"),
     n: int = 1,
     input: Path | None = None,
     output: Path | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
     json: bool = False,
 ) -> None:
     """Answer prompts such as "text|image|a red apple" with a base model.
@@ -57,50 +50,25 @@ def base(
     Args:
         prompt: A prompt to answer; give the flag several times for several.
         model_name_or_path: Folder of a model, or the name of a shipped one; without it the shipped base model.
-        image_tokenizer_path: Image tokenizer: a folder of ours, or the released seed_quantizer.pt.
-        speech_tokenizer_path: Speech tokenizer: a folder of ours, or the released SpeechTokenizer weights.
-        speech_tokenizer_config: The config.json of released SpeechTokenizer weights, where it isn't beside them.
-        soundstorm_path: Released SoundStorm weights.
-        music_tokenizer_path: Music tokenizer: a folder of ours, or an Encodec folder or hub name.
-        audio_tokenizer_path: Tokenizer of sound effects, likewise.
-        unclip_path: Folder or hub name of the diffusion pipeline that paints a released model's pictures.
         output_dir: Folder for pictures and sounds.
         n: So many answers to each prompt, which is read once.
         input: File of prompts.
         output: File of answers to --input; without it the name of --input with .answers.jsonl, in --output-dir.
         batch_size: Answers made together from --input; without it 16.
         seed: The same seed gives the same answers.
-        device: auto, cpu, cuda or cuda:N.
-        dtype: auto, float32, bfloat16, float16 or int8 (weights of a byte each, computing in bfloat16).
         json: Print one JSON object per answer.
     """
     _check_flags(prompt=prompt, n=n, input=input, output=output, batch_size=batch_size, json=json)
     output_dir = ensure_writable(output_dir)
     if prompt is not None:
         _check_any_form(prompt)
-    from anygpt.engine import AnyGPT, find_model
-
-    paths = {
-        "image_tokenizer_path": image_tokenizer_path,
-        "speech_tokenizer_path": speech_tokenizer_path,
-        "speech_tokenizer_config": speech_tokenizer_config,
-        "soundstorm_path": soundstorm_path,
-        "music_tokenizer_path": music_tokenizer_path,
-        "audio_tokenizer_path": audio_tokenizer_path,
-        "unclip_path": unclip_path,
-    }
-
-    def load() -> AnyGPT:
-        return AnyGPT.from_pretrained(model_name_or_path, **paths, device=device, dtype=dtype, seed=seed)
-
     if input is not None:
         from anygpt.cli.prompt_file import BATCH_SIZE, answer_prompt_file
 
-        chosen = {"model": str(find_model(model_name_or_path).resolve()), "dtype": dtype, **paths}
         is_complete = answer_prompt_file(
-            load,
+            partial(model.load, seed=seed),
             input,
-            model={name: value for name, value in chosen.items() if value is not None},
+            model=model.deciding(),
             output=output,
             output_dir=output_dir,
             batch_size=batch_size or BATCH_SIZE,
@@ -108,7 +76,7 @@ def base(
             seed=seed,
         )
         sys.exit(0 if is_complete else 2)
-    console = _Console(load(), output_dir, n=n, as_json=json)
+    console = _Console(model.load(seed=seed), output_dir, n=n, as_json=json)
     if prompt is None and sys.stdin.isatty():
         print("Type a prompt, `help` for the forms, or `quit`.")
         interact(LineReader(), console.handle, leave="quit")

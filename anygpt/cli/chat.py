@@ -18,6 +18,7 @@ from anygpt.cli.console import (
     printable,
     state_file,
 )
+from anygpt.cli.model_flags import UNSET, ModelFlags
 from anygpt.errors import AnyGPTError
 from anygpt.media import ensure_writable
 from anygpt.paths import resource
@@ -35,18 +36,9 @@ def chat(
     prompt: list[str] | None = None,
     script: Path | None = None,
     page: Path | None = None,
-    model_name_or_path: str | None = None,
-    image_tokenizer_path: str | None = None,
-    speech_tokenizer_path: str | None = None,
-    speech_tokenizer_config: str | None = None,
-    soundstorm_path: str | None = None,
-    music_tokenizer_path: str | None = None,
-    audio_tokenizer_path: str | None = None,
-    unclip_path: str | None = None,
+    model: ModelFlags = UNSET,
     output_dir: Path = Path("infer_output/chat"),
     seed: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
     json: bool = False,
 ) -> None:
     """Talk with a chat model in text, pictures, speech and music.
@@ -60,17 +52,8 @@ def chat(
         script: File with the lines of a conversation; `# …` is a heading for the page.
         page: Also write the conversation, where no line failed, as this Markdown file, its media in a folder beside it.
         model_name_or_path: Folder of a model, or the name of a shipped one; without it the shipped chat model.
-        image_tokenizer_path: Image tokenizer: a folder of ours, or the released seed_quantizer.pt.
-        speech_tokenizer_path: Speech tokenizer: a folder of ours, or the released SpeechTokenizer weights.
-        speech_tokenizer_config: The config.json of released SpeechTokenizer weights, where it isn't beside them.
-        soundstorm_path: Released SoundStorm weights.
-        music_tokenizer_path: Music tokenizer: a folder of ours, or an Encodec folder or hub name.
-        audio_tokenizer_path: Tokenizer of sound effects, likewise.
-        unclip_path: Folder or hub name of the diffusion pipeline that paints a released model's pictures.
         output_dir: Folder for pictures and sounds.
         seed: The same seed gives the same answers.
-        device: auto, cpu, cuda or cuda:N.
-        dtype: auto, float32, bfloat16, float16 or int8 (weights of a byte each, computing in bfloat16).
         json: Print one JSON object per line of the conversation.
     """
     if prompt is not None and script is not None:
@@ -83,23 +66,8 @@ def chat(
         ensure_writable(page.parent)
     if lines is not None:
         _check_any_line([line for _, line in lines])
-    folder = model_name_or_path or resource("models", DEFAULT_MODEL)
-    from anygpt.engine import AnyGPT
-
-    model = AnyGPT.from_pretrained(
-        folder,
-        image_tokenizer_path=image_tokenizer_path,
-        speech_tokenizer_path=speech_tokenizer_path,
-        speech_tokenizer_config=speech_tokenizer_config,
-        soundstorm_path=soundstorm_path,
-        music_tokenizer_path=music_tokenizer_path,
-        audio_tokenizer_path=audio_tokenizer_path,
-        unclip_path=unclip_path,
-        device=device,
-        dtype=dtype,
-        seed=seed,
-    )
-    console = _Console(model, model.session(seed=seed), output_dir, as_json=json)
+    loaded = model.load(None if model.model_name_or_path else resource("models", DEFAULT_MODEL), seed=seed)
+    console = _Console(loaded, loaded.session(seed=seed), output_dir, as_json=json)
     if lines is None and sys.stdin.isatty():
         console.interact()
         return
@@ -107,7 +75,7 @@ def chat(
     if not succeeded:
         sys.exit(2)
     if page is not None:
-        write_page(page, console.exchanges, introduction=_introduction(model_name_or_path, script, seed))
+        write_page(page, console.exchanges, introduction=_introduction(model.model_name_or_path, script, seed))
         print(page, file=sys.stderr)
 
 

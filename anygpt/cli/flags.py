@@ -2,10 +2,12 @@
 
 Fire alone is too lenient for users: it runs a command before it complains about a flag that it doesn't know, keeps
 only the last of a repeated flag, and reads `--prompt 007` as a number. Here flags are checked first, mistakes are one
-line, and every value is converted by the annotation of its parameter.
+line, and every value is converted by the annotation of its parameter. A keyword parameter whose annotation is a
+dataclass is a group: its fields are flags, described under "Args:" of its docstring, or of the command's, which counts.
 """
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import io
@@ -30,15 +32,16 @@ def bind(command: Command, words: Sequence[str], name: str) -> dict[str, Any]:
     `--some-flag value`, `--some-flag=value`, and `--flag` alone for booleans; a list parameter takes its flag several
     times; positional parameters take the words without flags. Raises AnyGPTError, one line, for anything else.
     """
-    parameters = inspect.signature(command).parameters
-    hints = _hints(command)
+    parameters, hints = _parameters(command)
+    signature = inspect.Signature(list(parameters.values()))
     joined = _join_flags(words, parameters, hints, name)
     bound: dict[str, Any] = {}
 
     @functools.wraps(command)
     def record(*args: Any, **kwargs: Any) -> None:
-        bound.update(inspect.signature(command).bind(*args, **kwargs).arguments)
+        bound.update(signature.bind(*args, **kwargs).arguments)
 
+    record.__signature__ = signature  # type: ignore[attr-defined]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -47,15 +50,20 @@ def bind(command: Command, words: Sequence[str], name: str) -> dict[str, Any]:
         reason = next((line for line in said.getvalue().splitlines() if line.startswith("ERROR: ")), "ERROR: bad usage")
         reason = reason.removeprefix("ERROR: ").replace("Could not consume arg:", "unexpected argument")
         raise AnyGPTError(f"{reason}; see {name} --help") from None
-    return {key: _convert(hints[key], value, _flag(key)) for key, value in bound.items()}
+    given = {key: _convert(hints[key], value, _flag(key)) for key, value in bound.items()}
+    for key, group in _groups(command).items():
+        members = {field.name: given.pop(field.name) for field in dataclasses.fields(group) if field.name in given}
+        if members:
+            given[key] = group(**members)
+    return given
 
 
 def describe(command: Command, name: str) -> str:
     """The help text of a command, from its signature and docstring."""
-    parameters = inspect.signature(command).parameters
-    hints = _hints(command)
+    parameters, hints = _parameters(command)
     doc = docstrings.parse(inspect.getdoc(command))
-    about = {arg.name: " ".join((arg.description or "").split()) for arg in doc.args or []}
+    described = [docstrings.parse(inspect.getdoc(group)) for group in _groups(command).values()] + [doc]
+    about = {arg.name: " ".join((arg.description or "").split()) for docs in described for arg in docs.args or []}
     words = [key.upper() for key, parameter in parameters.items() if _is_positional(parameter)]
     lines = [doc.summary or "", "", f"usage: {' '.join([name, *words, '[flags]'])}"]
     if doc.description:
@@ -125,9 +133,30 @@ def _convert(hint: Any, text: Any, flag: str) -> Any:
         raise AnyGPTError(f"{flag} is '{text}', expected {expected}") from None
 
 
-def _hints(command: Command) -> dict[str, Any]:
-    """The annotations of the parameters, `X | None` as X."""
+def _groups(command: Command) -> dict[str, type]:
+    """The parameters that are groups of flags."""
     hints = typing.get_type_hints(command)
+    return {key: hint for key, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
+
+
+def _parameters(command: Command) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    """The parameters and their types, with the fields of a group in its place."""
+    groups, hints = _groups(command), _hints(command)
+    parameters: dict[str, inspect.Parameter] = {}
+    for key, parameter in inspect.signature(command).parameters.items():
+        if key not in groups:
+            parameters[key] = parameter
+            continue
+        hints |= _hints(groups[key])
+        for field in dataclasses.fields(groups[key]):
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters[field.name] = inspect.Parameter(field.name, kind, default=field.default)
+    return parameters, hints
+
+
+def _hints(described: Command | type) -> dict[str, Any]:
+    """The annotations of parameters or fields, `X | None` as X."""
+    hints = typing.get_type_hints(described)
     for key, hint in hints.items():
         if typing.get_origin(hint) in (types.UnionType, typing.Union):
             hints[key] = next(option for option in typing.get_args(hint) if option is not type(None))

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from anygpt.cli.chat import DEFAULT_MODEL as CHAT_MODEL
+from anygpt.cli.model_flags import UNSET, ModelFlags
 from anygpt.errors import AnyGPTError
 from anygpt.paths import resource
 
@@ -12,14 +13,7 @@ KEYS_VARIABLE = "ANYGPT_API_KEYS"
 
 def serve(
     *,
-    model_name_or_path: str | None = None,
-    image_tokenizer_path: str | None = None,
-    speech_tokenizer_path: str | None = None,
-    speech_tokenizer_config: str | None = None,
-    soundstorm_path: str | None = None,
-    music_tokenizer_path: str | None = None,
-    audio_tokenizer_path: str | None = None,
-    unclip_path: str | None = None,
+    model: ModelFlags = UNSET,
     host: str = "127.0.0.1",
     port: int = 8000,
     served_model_name: list[str] | None = None,
@@ -32,8 +26,6 @@ def serve(
     max_media_mb: float = 20.0,
     allow_remote_media: bool = False,
     cors_origin: list[str] | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
 ) -> None:
     """Serve a model over HTTP, for OpenAI's clients.
 
@@ -44,13 +36,6 @@ def serve(
     Args:
         model_name_or_path: Folder of a model, or the name of a shipped one; without it the shipped chat model, or base
             model where there is none.
-        image_tokenizer_path: Image tokenizer: a folder of ours, or the released seed_quantizer.pt.
-        speech_tokenizer_path: Speech tokenizer: a folder of ours, or the released SpeechTokenizer weights.
-        speech_tokenizer_config: The config.json of released SpeechTokenizer weights, where it isn't beside them.
-        soundstorm_path: Released SoundStorm weights.
-        music_tokenizer_path: Music tokenizer: a folder of ours, or an Encodec folder or hub name.
-        audio_tokenizer_path: Tokenizer of sound effects, likewise.
-        unclip_path: Folder or hub name of the diffusion pipeline that paints a released model's pictures.
         host: Address to listen on; 0.0.0.0 for all, which should have keys.
         port: Port to listen on; 0 takes a free one.
         served_model_name: What requests call the model; give the flag several times for several. Its folder's name by
@@ -65,8 +50,6 @@ def serve(
         max_media_mb: Limit of one picture or sound in it.
         allow_remote_media: Fetch media of http and https URLs, from public addresses.
         cors_origin: A website whose pages may use the server; give the flag several times for several.
-        device: auto, cpu, cuda or cuda:N.
-        dtype: auto, float32, bfloat16, float16 or int8 (weights of a byte each, computing in bfloat16).
     """
     counts = {"--batch-size": (batch_size, 1), "--queue-size": (queue_size, 0), "--port": (port, 0)}
     for flag, (count, least) in counts.items():
@@ -91,21 +74,10 @@ def serve(
         from anygpt.serving.server import serve as run
     except ImportError as error:
         raise AnyGPTError(f"serving needs the package {error.name}: pip install anygpt[serve]") from None
-    from anygpt.engine import AnyGPT, find_model
+    from anygpt.engine import find_model
 
-    folder = find_model(model_name_or_path or _shipped_chat_model())
-    model = AnyGPT.from_pretrained(
-        folder,
-        image_tokenizer_path=image_tokenizer_path,
-        speech_tokenizer_path=speech_tokenizer_path,
-        speech_tokenizer_config=speech_tokenizer_config,
-        soundstorm_path=soundstorm_path,
-        music_tokenizer_path=music_tokenizer_path,
-        audio_tokenizer_path=audio_tokenizer_path,
-        unclip_path=unclip_path,
-        device=device,
-        dtype=dtype,
-    )
+    folder = find_model(model.model_name_or_path or _shipped_chat_model())
+    loaded = model.load(folder)
     settings = ServerSettings(
         keys=tuple(read_keys(api_key or [], os.environ.get(KEYS_VARIABLE))),
         batch_size=batch_size,
@@ -116,7 +88,7 @@ def serve(
         cors_origins=tuple(cors_origin or ()),
     )
     run(
-        model,
+        loaded,
         served_model_name or [model_name(folder)],
         settings,
         host=host,

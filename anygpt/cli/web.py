@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from anygpt.cli.model_flags import UNSET, ModelFlags
 from anygpt.errors import AnyGPTError
 from anygpt.paths import resource
 
@@ -11,23 +12,14 @@ CHAT_MODEL, BASE_MODEL = "anygpt-mini-chat", "anygpt-mini-base"
 
 def web(
     *,
-    model_name_or_path: str | None = None,
+    model: ModelFlags = UNSET,
     single_questions: bool = False,
-    image_tokenizer_path: str | None = None,
-    speech_tokenizer_path: str | None = None,
-    speech_tokenizer_config: str | None = None,
-    soundstorm_path: str | None = None,
-    music_tokenizer_path: str | None = None,
-    audio_tokenizer_path: str | None = None,
-    unclip_path: str | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
     batch_size: int = 8,
     queue_size: int = 64,
     request_timeout_s: float = 300.0,
     max_media_mb: float = 20.0,
-    device: str = "auto",
-    dtype: str = "auto",
 ) -> None:
     """Show a page to talk with a model in a browser.
 
@@ -38,21 +30,12 @@ def web(
         model_name_or_path: Folder of a model, or the name of a shipped one; without it the shipped chat model, or base
             model where there is none.
         single_questions: Each question stands alone, in the forms of `anygpt base`: for base models.
-        image_tokenizer_path: Image tokenizer: a folder of ours, or the released seed_quantizer.pt.
-        speech_tokenizer_path: Speech tokenizer: a folder of ours, or the released SpeechTokenizer weights.
-        speech_tokenizer_config: The config.json of released SpeechTokenizer weights, where it isn't beside them.
-        soundstorm_path: Released SoundStorm weights.
-        music_tokenizer_path: Music tokenizer: a folder of ours, or an Encodec folder or hub name.
-        audio_tokenizer_path: Tokenizer of sound effects, likewise.
-        unclip_path: Folder or hub name of the diffusion pipeline that paints a released model's pictures.
         host: Address to listen on; 0.0.0.0 for all. The page has no keys: put something that does before it.
         port: Port to listen on.
         batch_size: Answers that are made at a time.
         queue_size: Answers that may wait beyond those.
         request_timeout_s: Seconds that an answer may take, its wait included.
         max_media_mb: Limit of one picture or sound.
-        device: auto, cpu, cuda or cuda:N.
-        dtype: auto, float32, bfloat16, float16 or int8 (weights of a byte each, computing in bfloat16).
     """
     counts = {"--batch-size": (batch_size, 1), "--queue-size": (queue_size, 0), "--port": (port, 0)}
     for flag, (count, least) in counts.items():
@@ -71,27 +54,16 @@ def web(
         from anygpt.web.app import serve as run
     except ImportError as error:
         raise AnyGPTError(f"the page needs the package {error.name}: pip install anygpt[web]") from None
-    from anygpt.engine import AnyGPT, find_model
+    from anygpt.engine import find_model
 
-    if model_name_or_path is not None:
-        folder = find_model(model_name_or_path)
+    if model.model_name_or_path is not None:
+        folder = find_model(model.model_name_or_path)
     else:
         folder, is_base = _default_model()
         if is_base and not single_questions:
             print(f"anygpt: no chat model is installed; {folder.name} answers single questions", file=sys.stderr)
         single_questions |= is_base
-    model = AnyGPT.from_pretrained(
-        folder,
-        image_tokenizer_path=image_tokenizer_path,
-        speech_tokenizer_path=speech_tokenizer_path,
-        speech_tokenizer_config=speech_tokenizer_config,
-        soundstorm_path=soundstorm_path,
-        music_tokenizer_path=music_tokenizer_path,
-        audio_tokenizer_path=audio_tokenizer_path,
-        unclip_path=unclip_path,
-        device=device,
-        dtype=dtype,
-    )
+    loaded = model.load(folder)
     settings = PageSettings(
         is_chat=not single_questions,
         batch_size=batch_size,
@@ -99,7 +71,7 @@ def web(
         request_timeout_s=request_timeout_s,
         media=MediaLimits(max_bytes=round(max_media_mb * 1e6)),
     )
-    run(model, folder.resolve().name, settings, host=host, port=port)
+    run(loaded, folder.resolve().name, settings, host=host, port=port)
 
 
 def _default_model() -> tuple[Path, bool]:

@@ -1,5 +1,6 @@
 """Words of the command line to arguments, on a command that exists for the test."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,42 @@ def command(
         out_dir: Where to
             write.
     """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Camera:
+    """A group of flags.
+
+    Args:
+        lens: What to look through.
+        zoom: How near.
+    """
+
+    lens: Path | None = None
+    zoom: int = 1
+
+
+CAMERA = Camera()
+
+
+def photograph(subject: str, *, camera: Camera = CAMERA, flash: bool = False) -> None:
+    """Take a picture.
+
+    Args:
+        zoom: How near; without it from where you stand.
+        flash: Make light.
+    """
+
+
+def test_a_group_of_flags_is_one_argument() -> None:
+    assert bind(photograph, ["cat"], "anygpt shoot") == {"subject": "cat"}
+    bound = bind(photograph, ["cat", "--zoom", "3", "--flash", "--lens=wide"], "anygpt shoot")
+    assert bound == {"subject": "cat", "camera": Camera(lens=Path("wide"), zoom=3), "flash": True}
+    with pytest.raises(AnyGPTError, match="--zoom is 'x', expected a whole number"):
+        bind(photograph, ["cat", "--zoom", "x"], "anygpt shoot")
+    text = describe(photograph, "anygpt shoot")
+    assert "--lens PATH\n      What to look through." in text and "--camera" not in text
+    assert "--zoom N\n      How near; without it from where you stand. [1]" in text
 
 
 @pytest.mark.parametrize(
