@@ -15,7 +15,7 @@ from torch import Tensor
 
 SPLIT_INPUTS = 4096
 """Inputs of a bfloat16 product on a CPU: a row of weights and the activations then fit the first cache together."""
-INT8_KERNEL_ROWS = 12
+INT8_KERNEL_ROWS = 8
 """Up to so many rows torch's int8 product is faster than a float product with the weights made floats."""
 CPU_BLOCK = 512
 """Rows of int8 weights that a CPU turns into floats at a time, to find them in its cache again."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,42 +118,43 @@ def load(folder: Path, dtype: str, out: Path, *, limit_s: float) -> tuple[dict[s
     return json.loads(done.stdout), torch.load(out, weights_only=True)
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    folder: Path
+    size: int
+    memory: dict[str, float]
+    """Of loading it in bfloat16."""
+    logits: torch.Tensor
+
+
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
     folder = tmp_path_factory.mktemp("checkpoint")
-    yield folder, write_checkpoint(folder, {**OTHERS, **SMALL})
+    size = write_checkpoint(folder, {**OTHERS, **SMALL})
+    memory, logits = load(folder, "bfloat16", folder / "logits", limit_s=120)
+    yield Checkpoint(folder, size, memory, logits)
     shutil.rmtree(folder)
 
 
 @needs_status
-def test_loading_takes_the_memory_of_one_copy(checkpoint: tuple[Path, int], tmp_path: Path) -> None:
-    folder, size = checkpoint
-    memory, logits = load(folder, "bfloat16", tmp_path / "logits", limit_s=120)
-    assert memory["loaded"] - memory["before"] < 1.15 * size
-    small, int8_logits = load(folder, "int8", tmp_path / "logits", limit_s=120)
-    assert small["loaded"] - small["before"] < 0.7 * size
-    assert torch.nn.functional.cosine_similarity(logits, int8_logits).min() > 0.995
+def test_loading_takes_the_memory_of_one_copy(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    assert checkpoint.memory["loaded"] - checkpoint.memory["before"] < 1.15 * checkpoint.size
+    memory, logits = load(checkpoint.folder, "int8", tmp_path / "logits", limit_s=120)
+    assert memory["loaded"] - memory["before"] < 0.7 * checkpoint.size
+    assert torch.nn.functional.cosine_similarity(logits, checkpoint.logits).min() > 0.995
 
 
 @needs_status
-def test_shards_of_both_formats_give_the_same_model(checkpoint: tuple[Path, int], tmp_path: Path) -> None:
-    folder, size = checkpoint
-    other = tmp_path / "bin"
-    other.mkdir()
-    shutil.copy(folder / "config.json", other)
-    weight_map = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+def test_shards_of_both_formats_give_the_same_model(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    shutil.copy(checkpoint.folder / "config.json", tmp_path)
+    index = json.loads((checkpoint.folder / "model.safetensors.index.json").read_text())
+    weight_map = {key: Path(name).with_suffix(".bin").name for key, name in index["weight_map"].items()}
     for name in set(weight_map.values()):
-        torch.save(
-            load_file(folder / name), other / name.replace("model", "pytorch_model").replace("safetensors", "bin")
-        )
-    renamed = {
-        key: name.replace("model", "pytorch_model").replace("safetensors", "bin") for key, name in weight_map.items()
-    }
-    (other / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": renamed}))
-    memory, logits = load(other, "bfloat16", tmp_path / "logits", limit_s=120)
-    shutil.rmtree(other)
-    assert memory["loaded"] - memory["before"] < 1.15 * size
-    assert torch.equal(logits, load(folder, "bfloat16", tmp_path / "logits", limit_s=120)[1])
+        torch.save(load_file(checkpoint.folder / Path(name).with_suffix(".safetensors")), tmp_path / name)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    memory, logits = load(tmp_path, "bfloat16", tmp_path / "logits", limit_s=120)
+    assert torch.equal(logits, checkpoint.logits)
+    assert memory["loaded"] - memory["before"] < 1.15 * checkpoint.size
 
 
 def missing_for_7b() -> str | None:
