@@ -25,6 +25,8 @@ from anygpt.generation.matrices import Matrix, activation_type, place, times
 PADDING = 1.25
 """On a CPU, rows of a batch attend one by one where together they would read more than so many times what they hold:
 a call for each costs that much more than one for all (`benchmarks/batch.py`)."""
+PREFILL_CHUNK = 512
+"""Ids of a prompt that are computed at once: what a longer one takes beyond its cache doesn't grow with it."""
 MAPPED_BYTES = 1 << 26
 """Weight files up to this size are mapped into memory once, as a whole."""
 
@@ -206,10 +208,19 @@ class LlamaDecoder:
 
     @torch.inference_mode()
     def forward(self, ids: Sequence[int], cache: StaticCache, *, last_only: bool = True) -> Tensor:
-        """Append `ids` to the sequence in `cache`.
+        """Append `ids` to the sequence in `cache`, `PREFILL_CHUNK` at a time.
 
         Returns float32 logits: [V] of the last position, or [T, V] with `last_only=False`.
         """
+        parts: list[Tensor] = []
+        for start in range(0, len(ids), PREFILL_CHUNK):
+            hidden_TD = self._append(ids[start : start + PREFILL_CHUNK], cache)
+            parts = [hidden_TD[-1:]] if last_only else [*parts, hidden_TD]
+        logits_TV = self._logits(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return logits_TV[0] if last_only else logits_TV
+
+    def _append(self, ids: Sequence[int], cache: StaticCache) -> Tensor:
+        """What ids become that follow the sequence in `cache`, before the head, [T, D]."""
         count = len(ids)
         stop = cache.length + count
         mask = None
@@ -221,7 +232,7 @@ class LlamaDecoder:
 
         hidden_TD = self._layers(ids, self._cos[cache.length : stop], self._sin[cache.length : stop], attend)
         cache.advance(ids)
-        return self._logits(hidden_TD[-1:])[0] if last_only else self._logits(hidden_TD)
+        return hidden_TD
 
     @torch.inference_mode()
     def forward_rows(self, ids: Sequence[int], cache: BatchCache) -> Tensor:

@@ -11,6 +11,7 @@ from fixtures_tiny import build_llama
 from safetensors.torch import load_file, save_file
 
 from anygpt.errors import CheckpointError
+from anygpt.generation import llama
 from anygpt.generation.cache import BatchCache
 from anygpt.generation.llama import load_decoder
 from anygpt.generation.matrices import Int8Matrix, Matrix
@@ -51,6 +52,23 @@ def test_logits_equal_transformers(tmp_path: Path, changes: dict[str, Any]) -> N
     logits += [decoder.forward([index], cache)[None] for index in ids[120:]]
     torch.testing.assert_close(torch.cat(logits), expected, atol=1e-4, rtol=1e-4)
     assert cache.ids == ids
+
+
+def test_a_long_prompt_is_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_llama(tmp_path, vocab_size=300)
+    decoder = load_decoder(tmp_path)
+    ids = [number * 7 % 300 for number in range(50)]
+    whole = decoder.forward(ids, decoder.new_cache(), last_only=False)
+    counts: list[int] = []
+    layers = decoder._layers
+    monkeypatch.setattr(decoder, "_layers", lambda ids, *rest: (counts.append(len(ids)), layers(ids, *rest))[1])
+    monkeypatch.setattr(llama, "PREFILL_CHUNK", 16)
+    cache = decoder.new_cache()
+    decoder.forward(ids[:3], cache)
+    torch.testing.assert_close(decoder.forward(ids[3:], cache, last_only=False), whole[3:])
+    assert cache.ids == ids
+    torch.testing.assert_close(decoder.forward(ids, decoder.new_cache()), whole[-1])
+    assert counts == [3, 16, 16, 15, 16, 16, 16, 2]
 
 
 def test_truncated_cache_forgets(tmp_path: Path) -> None:
