@@ -72,6 +72,15 @@ def test_all_forms(model: AnyGPT, picture: Path, sound: Path) -> None:
         assert np.abs(answer.audio.wave).max() <= 1
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_smaller_types_answer_alone_and_in_batches(dtype: str) -> None:
+    model = AnyGPT.from_pretrained(dtype=dtype, device="cpu", seed=7)
+    assert model.decoder.dtype == torch.bfloat16
+    assert model.run("text|image|a red apple").codes_KT is not None
+    results = list(model.run_batch(["text|image|a red apple", "text|music|calm"] * 5, batch_size=10))
+    assert [result.error for result in results] == [None] * 10
+
+
 def test_seed_decides(model: AnyGPT) -> None:
     prompt = "text|speech|the same words"
     first, again, other = model.run(prompt, seed=1), model.run(prompt, seed=1), model.run(prompt, seed=2)
