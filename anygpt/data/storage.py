@@ -16,6 +16,7 @@ import fsspec
 from anygpt.errors import AnyGPTError
 
 _COPY_BYTES = 2**20
+_BLOCK_BYTES = 2**20
 _ENDS_BYTES = 2**16
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -47,7 +48,10 @@ def open_file(path: Path | str) -> BinaryIO:
     if not is_url(path):
         return Path(path).open("rb")
     with reaching(path):
-        return cast(BinaryIO, fsspec.open(str(path), "rb").open())
+        system, path_there = fsspec.core.url_to_fs(str(path))
+        # Blocks that stay, and not fsspec's reading ahead: headers of archives are read here and there.
+        opened = system.open(path_there, "rb", block_size=_BLOCK_BYTES, cache_type="blockcache")
+        return cast(BinaryIO, opened)
 
 
 def fingerprint(path: Path | str) -> str:
@@ -126,6 +130,11 @@ class Place:
             yield Path(copy.name)
 
     def _copy_to(self, copy: BinaryIO) -> None:
+        if is_url(self.path) and self.offset is not None:
+            with reaching(self.path):
+                system, path_there = fsspec.core.url_to_fs(str(self.path))
+                copy.write(system.cat_file(path_there, start=self.offset, end=self.offset + self.size))
+            return
         with reaching(self.path), open_file(self.path) as file:
             file.seek(self.offset or 0)
             left = self.size if self.offset is not None else None

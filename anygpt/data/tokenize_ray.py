@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import logging
+import socket
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,21 @@ from anygpt.modality import ModalitySpec
 
 AHEAD = 3
 """Batches that are loaded while an encoder works on one."""
+KNOCK_S = 10.0
 _RESTARTS = 10
 """Of an encoder: one that dies again and again has another reason than a lost machine."""
 
 
 def ray_engine(
-    work: ShardWork, shards: Sequence[Shard], workers: int, *, address: str | None = None
+    work: ShardWork, shards: Sequence[Shard], workers: int | None, *, address: str | None = None
 ) -> Generator[ShardRecord, None, None]:
     """Make shards with so many encoders on the cluster at `address`, or on one of this machine's own.
 
-    Encoders have a GPU each where `work` is for GPUs, else a CPU. Records come in the order of the shards. Raises
-    AnyGPTError without Ray, and where the cluster can't be reached or has too little for one encoder and its loader.
+    Without `workers` there are as many as the cluster has room for, and here one for each device. Encoders have a GPU
+    each where `work` is for GPUs, else a CPU. Records come in the order of the shards. Raises AnyGPTError without Ray,
+    and where the cluster can't be reached or has too little for one encoder and its loader.
     """
-    ray = _connect(address, workers)
+    ray = _connect(address, workers or len(work.setup.devices))
     try:
         per_encoder = {"num_cpus": 1, "num_gpus": 1 if work.setup.devices[0].startswith("cuda") else 0}
         have = ray.cluster_resources()
@@ -47,7 +50,7 @@ def ray_engine(
             raise AnyGPTError(f"the Ray cluster has {got}; an encoder needs two CPUs, and with --device cuda a GPU")
         encoder = ray.remote(max_restarts=_RESTARTS, max_task_retries=_RESTARTS, **per_encoder)(Encoder)
         work, shards = _absolute(work), [dataclasses.replace(shard, url=_absolute_path(shard.url)) for shard in shards]
-        actors = [encoder.remote(work) for _ in range(min(workers, fit, len(shards)))]
+        actors = [encoder.remote(work) for _ in range(min(workers or fit, fit, len(shards)))]
         yield from _in_order(ray, actors, shards)
     finally:
         ray.shutdown()
@@ -143,11 +146,27 @@ def _connect(address: str | None, workers: int) -> Any:
         raise AnyGPTError("--engine ray needs Ray; install it with: pip install 'anygpt[ray]'") from None
     if ray.is_initialized():
         raise AnyGPTError("Ray is in use in this process already; call ray.shutdown() first")
+    if address is not None:
+        _knock(address)
     cluster = {"address": address} if address else {"num_cpus": 2 * workers, "include_dashboard": False}
     try:
         ray.init(**cluster, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
-        where = f"--ray-address is '{address}': no cluster is reached there" if address else "Ray doesn't start here"
-        raise AnyGPTError(f"{where} ({reason})") from None
+        raise AnyGPTError(f"{_unreached(address) if address else 'Ray does not start here'} ({reason})") from None
     return ray
+
+
+def _knock(address: str) -> None:
+    """Raise AnyGPTError where nobody listens at `host:port` or `ray://host:port`: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
+    except OSError as error:
+        raise AnyGPTError(f"{_unreached(address)} ({error.strerror or error})") from None
+
+
+def _unreached(address: str) -> str:
+    return f"--ray-address is '{address}': no cluster is reached there"

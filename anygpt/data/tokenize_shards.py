@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 SHARD_ROWS = 10_000
 ROW_GROUP = 1024
+LISTED_AT_ONCE = 16
 KINDS = (".tar", ".parquet", ".jsonl")
 """Of a folder with several kinds of files the first of these counts: downloaders put lists beside their tars."""
 
@@ -226,12 +228,13 @@ class ShardWork:
         return self.folder.publish(shard, job, progress)
 
 
-Engine = Callable[[ShardWork, Sequence[Shard], int], Generator[ShardRecord, None, None]]
-"""Makes shards with so many workers and yields their records in the order of the shards."""
+Engine = Callable[[ShardWork, Sequence[Shard], int | None], Generator[ShardRecord, None, None]]
+"""Makes shards with so many workers (None: as suits) and yields their records in the order of the shards."""
 
 
-def local_engine(work: ShardWork, shards: Sequence[Shard], workers: int) -> Generator[ShardRecord, None, None]:
-    """Shards made by processes of this machine, or by this one."""
+def local_engine(work: ShardWork, shards: Sequence[Shard], workers: int | None) -> Generator[ShardRecord, None, None]:
+    """Shards made by processes of this machine, or by this one; by default one for each device."""
+    workers = min(workers or len(work.setup.devices), len(shards))
     if workers == 1:
         yield from map_here(work(0), shards)
     else:
@@ -285,7 +288,7 @@ def tokenize_shards(
     if missing and len(missing) < len(shards):
         logger.info("%s: %d of %d shards are there", folder.out, len(shards) - len(missing), len(shards))
     if missing:
-        made = engine(work, missing, min(workers or len(devices), len(missing)))
+        made = engine(work, missing, workers)
         bar = tqdm(total=len(shards), initial=len(shards) - len(missing), unit="shard", desc=modality, mininterval=1)
         with bar, contextlib.closing(made):
             for shard, record in zip(missing, made, strict=True):
@@ -310,17 +313,19 @@ def list_shards(urls: Sequence[str], modality: str, shard_rows: int) -> list[Sha
     shared = os.path.commonpath([url.rpartition("/")[0] for url in urls]) if len(urls) > 1 else ""
     # commonpath makes one slash of the two after a protocol.
     parts = len(PurePosixPath(shared).parts) if len(urls) > 1 else -1
+    # Over a network each of thousands of files takes a moment before it can be told what it is.
+    with ThreadPoolExecutor(LISTED_AT_ONCE) as pool:
+        identified = list(pool.map(functools.partial(_identify, modality=modality), urls))
     shards = []
-    for url in urls:
+    for url, (lines, sha256) in zip(urls, identified, strict=True):
         path = PurePosixPath(*PurePosixPath(url).parts[parts:])
         source, name = path.as_posix(), "-".join(path.with_suffix("").parts)
-        opened = open_source(url, modality)
-        if opened.lines is None:
-            shards.append(Shard(name=name, url=url, source=source, sha256=opened.sha256))
+        if lines is None:
+            shards.append(Shard(name=name, url=url, source=source, sha256=sha256))
             continue
-        for number, first in enumerate(range(0, opened.lines, shard_rows)):
-            last = min(first + shard_rows, opened.lines)
-            piece = hashlib.sha256(f"{opened.sha256} {first} {last}".encode()).hexdigest()
+        for number, first in enumerate(range(0, lines, shard_rows)):
+            last = min(first + shard_rows, lines)
+            piece = hashlib.sha256(f"{sha256} {first} {last}".encode()).hexdigest()
             shards.append(
                 Shard(name=f"{name}-{number:05d}", url=url, source=source, sha256=piece, first=first, last=last)
             )
@@ -328,6 +333,12 @@ def list_shards(urls: Sequence[str], modality: str, shard_rows: int) -> list[Sha
     if repeated:
         raise AnyGPTError(f"two inputs give a shard of the name '{repeated[0]}'; rename one of them")
     return shards
+
+
+def _identify(url: str, *, modality: str) -> tuple[int | None, str]:
+    """Number of lines, where that is known beforehand, and hash of an input."""
+    opened = open_source(url, modality)
+    return opened.lines, opened.sha256
 
 
 def _of_one_kind(urls: Sequence[str]) -> Sequence[str]:
