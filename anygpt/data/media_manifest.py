@@ -37,6 +37,11 @@ class Row:
     """Beginning and end in seconds, where only a part of a recording is meant."""
     fault: str | None = None
 
+    @property
+    def is_whole_file(self) -> bool:
+        """Whether all of the file at `path` is meant: not bytes that the manifest holds, nor a part of a recording."""
+        return self.place is not None and self.place.data is None and self.part_s is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -121,7 +126,7 @@ class MediaManifest:
         path = value if isinstance(value, str) and value.strip() else None
         if path is None and data is None:
             return Row(line=line, fault=f"field '{self.modality}' is missing or empty, expected the path of a file")
-        place = Place("", data=data) if data is not None else Place(self._located(path or ""))
+        place = Place("", data=data) if data is not None else Place(self.located(path or ""))
         begin_s: Any = content.get("begin_s")
         end_s: Any = content.get("end_s")
         if begin_s is None and end_s is None:
@@ -132,7 +137,7 @@ class MediaManifest:
         part_s = (float(begin_s), float(end_s))
         return checked_row(line, text=content.get("text"), path=path, place=place, part_s=part_s)
 
-    def _located(self, path: str) -> Path | str:
+    def located(self, path: str) -> Path | str:
         """What a path in the manifest stands for."""
         if is_url(path):
             return path

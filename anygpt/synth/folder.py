@@ -82,7 +82,7 @@ class _Shelf:
     """The captions of one manifest, ready to be searched."""
 
     def __init__(self, manifest: MediaManifest, split: str) -> None:
-        rows = (row for batch in manifest.batches(1024) for row in batch.rows if row.path is not None and row.text)
+        rows = (row for batch in manifest.batches(1024) for row in batch.rows if row.is_whole_file)
         wanted = split == "heldout"
         self._rows = [
             (row.text, manifest.folder / Path(str(row.path)).expanduser())

@@ -297,6 +297,16 @@ def test_pairs_become_questions_and_answers(
     assert Path("same.jsonl").read_bytes() == Path("out.jsonl").read_bytes() != Path("other.jsonl").read_bytes()
 
 
+def test_pairs_are_whole_files_only(media: Path, tmp_path: Path) -> None:
+    """A part of a recording must not become all of it."""
+    whole = {"music": str(media / "s0.wav"), "text": "whole"}
+    rows = [whole, {**whole, "begin_s": 0.0, "end_s": 0.2}]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = convert("pairs", tmp_path / "m.jsonl", "out.jsonl", model=MODEL)
+    (error,) = read(result.errors)
+    assert result.written == 1 and error["row"] == 2 and "parts of recordings" in error["reason"]
+
+
 def test_one_direction_of_pairs(media: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "m.jsonl"
     manifest.write_text("".join(json.dumps({"image": str(media / "p0.png"), "text": "x"}) + "\n" for _ in range(4)))

@@ -55,11 +55,14 @@ class PairsSource(Source):
                 yield self._draft(row)
 
     def find(self, modality: str, name: str) -> Place | Fault:
-        return Place(self._manifest.folder / Path(name).expanduser())
+        return Place(self._manifest.located(name))
 
     def _draft(self, row: Row) -> Draft:
         if row.fault is not None:
             return Draft(row=row.line, id=row.line, fault=row.fault)
+        if not row.is_whole_file:
+            fault = "bytes in a manifest and parts of recordings are for `anygpt tokenize` only; give whole files here"
+            return Draft(row=row.line, id=row.line, fault=fault)
         return draft(row.line, row.line, lambda: self._messages(row))
 
     def _messages(self, row: Row) -> list[Message]:
