@@ -25,6 +25,8 @@ from anygpt.generation.matrices import Matrix, activation_type, place, times
 PADDING = 1.25
 """On a CPU, rows of a batch attend one by one where together they would read more than so many times what they hold:
 a call for each costs that much more than one for all (`benchmarks/batch.py`)."""
+ATTENTION_BLOCK = 1 << 19
+"""Keys or values, counted in numbers, that `_attend_one` multiplies at a time: the products stay in the cache."""
 PREFILL_CHUNK = 512
 """Ids of a prompt that are computed at once: what a longer one takes beyond its cache doesn't grow with it."""
 MAPPED_BYTES = 1 << 26
@@ -304,6 +306,8 @@ class LlamaDecoder:
         """Causal attention of the T newest of S positions; [T, H*C]."""
         heads, count, width = query_HTC.shape
         if count == 1:
+            if heads == len(keys_GSC) and self.dtype == torch.bfloat16 and self.device.type == "cpu":
+                return _attend_one(query_HTC[:, 0], keys_GSC, values_GSC).view(1, heads * width)
             # The heads that share keys stand in as positions: no mask, and no copies of keys and values.
             query = query_HTC.view(1, keys_GSC.shape[0], -1, width)
             mixed = F.scaled_dot_product_attention(query, keys_GSC[None], values_GSC[None])
@@ -317,6 +321,23 @@ class LlamaDecoder:
             enable_gqa=heads != keys_GSC.shape[0],
         )
         return mixed[0].transpose(0, 1).reshape(count, heads * width)
+
+
+def _attend_one(query_HC: Tensor, keys_HSC: Tensor, values_HSC: Tensor) -> Tensor:
+    """Attention of the newest of S positions, [H, C], for bfloat16 on a CPU.
+
+    Products are rounded to bfloat16 and summed in float32. It takes less than half the time of torch's fused kernel
+    (2.13), which is made for many queries.
+    """
+    heads, slots, width = keys_HSC.shape
+    mixed_HC = torch.empty_like(query_HC)
+    size = max(1, ATTENTION_BLOCK // (slots * width))
+    for start in range(0, heads, size):
+        some = slice(start, start + size)
+        scores_HS = (keys_HSC[some] * query_HC[some, None]).sum(-1, dtype=torch.float32)
+        shares_HS = (scores_HS * width**-0.5).softmax(-1).to(values_HSC.dtype)
+        mixed_HC[some] = (values_HSC[some] * shares_HS[..., None]).sum(1)
+    return mixed_HC
 
 
 def _rotate(heads_HTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:

@@ -90,6 +90,20 @@ def test_bfloat16_is_close(tmp_path: Path) -> None:
     torch.testing.assert_close(got, expected, atol=0.2, rtol=0.1)
 
 
+@pytest.mark.parametrize("block", [1, 700, 1 << 19], ids=["one head", "some heads", "all heads"])
+def test_bfloat16_steps_attend_as_a_prompt_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(llama, "ATTENTION_BLOCK", block)
+    build_llama(tmp_path, VOCAB, num_key_value_heads=4)
+    fine, coarse = load_decoder(tmp_path), load_decoder(tmp_path, dtype=torch.bfloat16)
+    ids = torch.randint(VOCAB, (60,), generator=torch.Generator().manual_seed(5)).tolist()
+    expected = fine.forward(ids, fine.new_cache(), last_only=False)
+    cache = coarse.new_cache()
+    steps = torch.stack([coarse.forward([index], cache) for index in ids])
+    prompt = coarse.forward(ids, coarse.new_cache(), last_only=False)
+    errors = [((got - expected).norm(dim=1) / expected.norm(dim=1)).mean() for got in (steps, prompt)]
+    assert errors[0] < 0.04 and errors[0] < 1.5 * errors[1]
+
+
 @pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}], ids=["own head", "tied head"])
 def test_int8_is_the_model_with_rounded_weights(tmp_path: Path, changes: dict[str, Any]) -> None:
     """Against float32 with the weights that the integers stand for: a prompt, a chunk, steps, and rows of a batch."""
