@@ -1,74 +1,174 @@
-"""Tokens per second of our decoding loop and of transformers' `generate`, on the same random weights.
+"""Tokens per second of our decoding loop and of transformers' `generate`, at batch 1 on the shipped model.
 
-    python benchmarks/decode.py [--threads N] [--tokens N]
+    python benchmarks/decode.py [--model FOLDER] [--rounds 5] [--threads N] [--clock processor]
 
-Both decode greedily at batch 1 after the same prompt; the ids are compared too.
+Per modality, with its own policy: both continue the same prompt for the same number of ids with the same weights in the
+same type, `generate` with its dynamic and its static cache. Ours has the grammar besides, `generate` draws from all
+ids. The ways take turns within a round; printed are medians of the rounds.
+
+`memory` is the share of the speed at which a step would take no longer than reading its weights and its keys and
+values, at the bandwidth at which torch sums up a large tensor (measured in the same rounds); `products` the share of
+the speed that the step's matrix products alone have. The weights of a small model may stay in the processor's cache, so
+that `memory` can exceed 1. The last columns are the milliseconds of a step, and what of it goes into grammar and policy
+(all but the drawing itself): how many, and which share.
+
+`--clock processor` counts processor time, for a busy machine and one thread.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 
-from anygpt.generation.llama import LlamaDecoder, LlamaShape
-from anygpt.generation.loop import prefill, step
+from anygpt import AnyGPT
+from anygpt.engine import Task, find_model
+from anygpt.generation.loop import Answer, generate
+from anygpt.generation.matrices import times
+from anygpt.generation.policies import Policy
+from anygpt.paths import resource
 
-SIZES = {
-    "mini (d256, 8 layers, 4.5k ids)": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8},
-    "d512, 8 layers, 4.5k ids": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8},
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+PROMPTS = {
+    "text": ("image", "data/pretrain/image/media/000.jpg", 30),
+    "image": ("text", "a large red apple on a white background", 32),
+    "speech": ("text", "the quick brown fox jumps over the lazy dog", 150),
+    "music": ("text", "slow calm piano", 300),
 }
+"""Of each modality of the answer: that of the question, the question, and the ids to be drawn."""
+SUMMED_BYTES = 1 << 28
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--tokens", type=int, default=300)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--clock", default="wall", choices=CLOCKS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    for name, size in SIZES.items():
-        print(json.dumps({"model": name, "threads": options.threads, **compare(size, options.tokens, options.repeats)}))
+    model = AnyGPT.from_pretrained(options.model, device="cpu", dtype="float32")
+    llama = baseline(find_model(options.model))
+    print(
+        "| answer | ours, ids/s | dynamic | static | ours / dynamic | ours / static "
+        "| memory | products | step, ms | grammar and policy, ms | share |\n"
+        f"| --- {'| ---: ' * 10}|"
+    )
+    for name in PROMPTS:
+        row = measure(model, llama, name, options.rounds, CLOCKS[options.clock])
+        print(
+            "| {} | {:.0f} | {:.0f} | {:.0f} | {:.1f}x | {:.1f}x | {:.2f} | {:.2f} | {:.2f} | {:.4f} | {:.1%} |".format(
+                name, *row
+            ),
+            flush=True,
+        )
 
 
-def compare(size: dict[str, int], tokens: int, repeats: int) -> dict[str, float | bool]:
-    """Best of `repeats` for each, taken in turns so that other load on the machine hits both."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def measure(model: AnyGPT, llama: Any, name: str, rounds: int, clock: Callable[[], float]) -> list[float]:
+    """The numbers of one row of the table."""
+    source, content, count = PROMPTS[name]
+    if source != "text":
+        content = str(Path(resource("data")).parent / content)
+    limits = {"max_new_tokens": count, **({} if name == "image" else {"min_new_tokens": count})}
+    task = model.prepare(source, name, content, 1, limits)
+    sequence = [*generate(model.decoder, task.ids, **model.rules(task))]
+    begun = [*task.ids, *sequence[: name != "text"]]  # with the start tag, which isn't drawn
+    drawn = len(sequence) - (name != "text")
+    summed = torch.ones(SUMMED_BYTES // 4)
+    ways: dict[str, Callable[[], object]] = {
+        "ours": lambda: [*generate(model.decoder, task.ids, **model.rules(task))],
+        "dynamic": lambda: theirs(llama, begun, task.policies[name], drawn),
+        "static": lambda: theirs(llama, begun, task.policies[name], drawn, cache_implementation="static"),
+        "prefill": lambda: model.decoder.forward(begun, model.decoder.new_cache()),
+        "products": lambda: [products(model) for _ in range(20)],
+        "sum": summed.sum,
+        "rules": lambda: replay(model, task, sequence),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for way in ways.values():
+        way()
+    for _ in range(rounds):
+        for way, run in ways.items():
+            began = clock()
+            run()
+            seconds[way].append(clock() - began)
+    took = {way: median(values) for way, values in seconds.items()}
 
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=4500, num_attention_heads=4, max_position_embeddings=1024, **size)
-    model = LlamaForCausalLM(config).eval()
-    decoder = LlamaDecoder(LlamaShape.from_config(config.to_dict(), "benchmark"), model.state_dict().__getitem__)
-    prompt = torch.randint(config.vocab_size, (40,)).tolist()
+    def ratio(way: str) -> float:
+        return median(theirs / ours for theirs, ours in zip(seconds[way], seconds["ours"], strict=True))
 
-    def ours() -> list[int]:
-        cache = decoder.new_cache(len(prompt) + tokens)
-        ids = [int(prefill(decoder, prompt, cache).argmax())]
-        while len(ids) < tokens:
-            ids.append(int(step(decoder, ids[-1], cache).argmax()))
-        return ids
-
-    def theirs() -> list[int]:
-        ids = torch.tensor([prompt])
-        limits = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
-        with torch.inference_mode():
-            answer = model.generate(ids, attention_mask=torch.ones_like(ids), eos_token_id=None, **limits)
-        return answer[0, len(prompt) :].tolist()
-
-    equal = ours() == theirs()
-    best = {"ours": 0.0, "transformers": 0.0}
-    for _ in range(repeats):
-        for name, run in (("ours", ours), ("transformers", theirs)):
-            best[name] = max(best[name], tokens / seconds(run))
-    rates = {f"{name}_tokens_per_s": round(rate, 1) for name, rate in best.items()}
-    return {**rates, "ratio": round(best["ours"] / best["transformers"], 2), "same_ids": equal}
+    # The first id comes with the prefill: what is left are the steps.
+    step = (took["ours"] - took["prefill"]) / (drawn - 1)
+    shape = model.decoder.shape
+    positions = len(task.ids) + drawn / 2
+    cached = 2 * shape.layers * shape.kv_heads * shape.head_width * positions
+    read = took["sum"] * 4 * (weights(model) + cached) / SUMMED_BYTES
+    rules = took["rules"] / drawn
+    speeds = [drawn / took[way] for way in ("ours", "dynamic", "static")]
+    return [
+        *(*speeds, ratio("dynamic"), ratio("static")),
+        *(read / step, took["products"] / 20 / step, step * 1e3, rules * 1e3, rules / step),
+    ]
 
 
-def seconds(run: Callable[[], list[int]]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
+def baseline(folder: Path) -> Any:
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def theirs(llama: Any, prompt_ids: list[int], policy: Policy, count: int, **more: Any) -> None:
+    """`generate` under the same settings; it can't switch them, and draws from all ids."""
+    settings: dict[str, Any] = {"do_sample": not policy.is_greedy}
+    if not policy.is_greedy:
+        settings |= {"temperature": policy.temperature, "top_k": policy.top_k, "top_p": policy.top_p}
+    ids = torch.tensor([prompt_ids])
+    torch.manual_seed(1)
+    with torch.inference_mode():
+        llama.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            min_new_tokens=count,
+            max_new_tokens=count,
+            eos_token_id=None,
+            pad_token_id=0,
+            **settings,
+            **more,
+        )
+
+
+def weights(model: AnyGPT) -> int:
+    """Numbers in the matrices that a step reads."""
+    layers = model.decoder.layers
+    return sum(m.numel() for layer in layers for m in (layer.qkv, layer.out, layer.gate_up, layer.down)) + (
+        model.decoder.head.numel()
+    )
+
+
+@torch.inference_mode()
+def products(model: AnyGPT) -> None:
+    """The matrix products of a step, and nothing between them."""
+    shape = model.decoder.shape
+    width, inner = torch.ones(1, shape.hidden_size), torch.ones(1, shape.inner_size)
+    mixed = torch.ones(1, shape.heads * shape.head_width)
+    for layer in model.decoder.layers:
+        times(width, layer.qkv)
+        times(mixed, layer.out)
+        times(width, layer.gate_up)
+        times(inner, layer.down)
+    times(width, model.decoder.head)
+
+
+def replay(model: AnyGPT, task: Task, sequence: list[int]) -> None:
+    """All that grammar and policy do for an answer, with its ids known: nothing is computed and nothing drawn."""
+    rules = {key: value for key, value in model.rules(task).items() if key != "unconditional_ids"}
+    answer = Answer(task.ids, **rules, context=model.decoder.shape.context)
+    for index in sequence[len(answer.ids) :]:
+        _ = answer.policy, tuple(answer.automaton.allowed())
+        answer.push(index)
 
 
 if __name__ == "__main__":
