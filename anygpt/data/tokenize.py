@@ -1,10 +1,13 @@
 """Pictures and recordings with text to the published pre-training JSONL, on one or more processes, resumably."""
 
+import collections
 import contextlib
 import functools
+import itertools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from anygpt.data.media_manifest import Batch
 from anygpt.data.resumable import Job, ResumableJsonl, check_same
 from anygpt.data.sources import open_source
 from anygpt.data.storage import Place, find_files
-from anygpt.data.workers import device_names, map_here, ordered_map
+from anygpt.data.workers import device_names, ordered_map, with_one_thread
 from anygpt.errors import AnyGPTError, CheckpointError
 from anygpt.modality import ModalitySpec
 from anygpt.tokenizers.base import ModalityTokenizer
@@ -27,6 +30,8 @@ from anygpt.tokenizers.sources import TokenizerPaths, choose_tokenizer, load_fro
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
+AHEAD = 3
+"""Batches that are loaded while one is encoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +117,7 @@ def tokenize_manifest(
             del loaded
             tokenized = ordered_map(setup, batches, workers=workers)
         else:
-            tokenized = map_here(functools.partial(tokenize_batch, loaded), batches)
+            tokenized = with_one_thread(tokenize_batches(loaded, batches, device=devices[0]))
         bar = tqdm(total=source.lines, initial=done, unit="row", desc=job.modality, mininterval=1)
         with bar, contextlib.closing(tokenized):
             for part in tokenized:
@@ -172,6 +177,48 @@ def tokenize_batch(
         else:
             rows.append({"text": row.text, spec.name: codes_to_string(spec, outcome)})
     return Tokenized(lines=batch.lines, rows=rows, errors=errors)
+
+
+def tokenize_batches(tokenizer: ModalityTokenizer, batches: Iterator[Batch], *, device: str) -> Iterator[Tokenized]:
+    """The results of batches, in order. While a GPU encodes one, threads load the next; a CPU has its hands full."""
+    if device == "cpu":
+        yield from map(functools.partial(tokenize_batch, tokenizer), batches)
+        return
+    with ThreadPoolExecutor(AHEAD + 1) as pool:
+        yield from tokenize_ahead(
+            tokenizer, batches, start=lambda spec, media: pool.submit(load_media_list, spec, media).result
+        )
+
+
+def tokenize_ahead(
+    tokenizer: ModalityTokenizer,
+    batches: Iterator[Batch],
+    *,
+    start: Callable[[ModalitySpec, list[Medium]], Callable[[], list[Any]]],
+) -> Iterator[Tokenized]:
+    """The results of batches, in order, `AHEAD` of which are loaded while one is encoded.
+
+    `start` begins to load media and gives a function that waits for them.
+    """
+    spec = spec_of(tokenizer)
+    ahead: collections.deque[tuple[Batch, list[Medium], Callable[[], list[Any]]]] = collections.deque()
+
+    def begin(count: int) -> None:
+        for batch in itertools.islice(batches, count):
+            media = media_of(batch)
+            ahead.append((batch, media, start(spec, media)))
+
+    begin(AHEAD + 1)
+    while ahead:
+        batch, media, wait = ahead.popleft()
+        loaded = dict(zip(media, wait(), strict=True))
+        begin(1)
+        yield tokenize_batch(tokenizer, batch, load=loaded.__getitem__)
+
+
+def load_media_list(spec: ModalitySpec, media: Sequence[Medium]) -> list[Any]:
+    """Each as `load_medium` gives it."""
+    return [load_medium(spec, medium) for medium in media]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
 """Shards on a Ray cluster: encoders as actors, each with a shard of its own, fed by decoding tasks.
 
-An encoder reads the rows of its shard, sends each batch out to be loaded (`_load_media`, on any CPU), encodes the ones
-that have arrived in their order, and writes its part of the output folder, which all machines share. So nothing waits
-for the driver, and nothing is lost with it: the progress of a shard is in its files. Ray starts an encoder that died
-anew, and the shard goes on from its last whole batch.
+An encoder reads the rows of its shard, sends batches out to be loaded on any CPU, encodes those that have arrived in
+their order, and writes its part of the output folder, which all machines share. So nothing waits for the driver, and
+nothing is lost with it: the progress of a shard is in its files. Ray starts an encoder that died anew, and the shard
+goes on from its last whole batch.
 """
 
 import collections
@@ -11,20 +11,18 @@ import dataclasses
 import functools
 import logging
 import socket
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from anygpt.data.media_manifest import Batch
-from anygpt.data.tokenize import Medium, Tokenized, load_medium, media_of, tokenize_batch
+from anygpt.data.tokenize import Medium, Tokenized, load_media_list, tokenize_ahead
 from anygpt.data.tokenize_shards import Shard, ShardFolder, ShardRecord, ShardWork
 from anygpt.errors import AnyGPTError
 from anygpt.modality import ModalitySpec
 
-AHEAD = 3
-"""Batches that are loaded while an encoder works on one."""
 KNOCK_S = 10.0
 _RESTARTS = 10
 """Of an encoder: one that dies again and again has another reason than a lost machine."""
@@ -74,26 +72,12 @@ class Encoder:
     def _tokenize(self, batches: Iterator[Batch]) -> Iterator[Tokenized]:
         import ray
 
-        from anygpt.data.media_codes import spec_of
+        load = ray.remote(num_cpus=1)(load_media_list)
 
-        load = ray.remote(num_cpus=1)(_load_media)
-        spec = spec_of(self._tokenizer)
-        ahead: collections.deque[tuple[Batch, Any]] = collections.deque()
-        is_more = True
-        while is_more or ahead:
-            while is_more and len(ahead) <= AHEAD:
-                batch = next(batches, None)
-                is_more = batch is not None
-                if batch is not None:
-                    ahead.append((batch, load.remote(spec, media_of(batch))))
-            if ahead:
-                batch, loaded = ahead.popleft()
-                media = dict(zip(media_of(batch), ray.get(loaded), strict=True))
-                yield tokenize_batch(self._tokenizer, batch, load=media.__getitem__)
+        def start(spec: ModalitySpec, media: list[Medium]) -> Callable[[], list[Any]]:
+            return functools.partial(ray.get, load.remote(spec, media))
 
-
-def _load_media(spec: ModalitySpec, media: Sequence[Medium]) -> list[Any]:
-    return list(map(functools.partial(load_medium, spec), media))
+        return tokenize_ahead(self._tokenizer, batches, start=start)
 
 
 def _absolute(work: ShardWork) -> ShardWork:

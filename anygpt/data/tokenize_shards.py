@@ -29,7 +29,7 @@ from anygpt.data.media_manifest import Batch
 from anygpt.data.resumable import Progress, ResumableJsonl, check_same
 from anygpt.data.sources import open_source
 from anygpt.data.storage import find_files
-from anygpt.data.tokenize import BATCH_SIZE, Setup, Tokenized, TokenizeJob, check_counts, nothing_left, tokenize_batch
+from anygpt.data.tokenize import BATCH_SIZE, Setup, Tokenized, TokenizeJob, check_counts, nothing_left, tokenize_batches
 from anygpt.data.workers import device_names, map_here, ordered_map
 from anygpt.errors import AnyGPTError, ConfigError, nearest
 from anygpt.media import ensure_writable
@@ -207,9 +207,9 @@ class ShardWork:
         return dataclasses.replace(self.job, manifest_sha256=shard.sha256)
 
     def __call__(self, number: int) -> Callable[[Shard], ShardRecord]:
-        tokenizer = self.setup.load_numbered(number)
-        encode = functools.partial(tokenize_batch, tokenizer)
-        return functools.partial(self.make, tokenize=functools.partial(map, encode))
+        device = self.setup.devices[number % len(self.setup.devices)]
+        tokenize = functools.partial(tokenize_batches, self.setup.load_numbered(number), device=device)
+        return functools.partial(self.make, tokenize=tokenize)
 
     def make(self, shard: Shard, *, tokenize: Callable[[Iterator[Batch]], Iterable[Tokenized]]) -> ShardRecord:
         """Make a shard, from where an earlier call stopped; `tokenize` gives the results of batches in order."""

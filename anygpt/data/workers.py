@@ -66,10 +66,15 @@ def ordered_map(
 
 def map_here(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
     """What `ordered_map` does, without other processes."""
+    yield from with_one_thread(map(function, tasks))
+
+
+def with_one_thread(results: Iterable[Result]) -> Generator[Result, None, None]:
+    """The items, computed while torch has one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker: the number of threads may change the last bits of a sum
     try:
-        yield from map(function, tasks)
+        yield from results
     finally:
         torch.set_num_threads(threads)
 

@@ -15,10 +15,12 @@ import pytest
 from fixtures_media import picture_bytes, read_jsonl, samples, save_noise, tar_bytes, tree_bytes
 
 from anygpt.cli.main import main
+from anygpt.data.sources import open_source
 from anygpt.data.storage import find_files
-from anygpt.data.tokenize import tokenize_manifest
+from anygpt.data.tokenize import tokenize_batches, tokenize_manifest
 from anygpt.data.tokenize_shards import ShardsResult, tokenize_shards
 from anygpt.errors import AnyGPTError
+from anygpt.tokenizers.base import load_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -185,6 +187,15 @@ def test_only_what_is_missing_is_done_again(tars: Path, tmp_path: Path, monkeypa
 def test_several_processes_give_the_same(tars: Path) -> None:
     expected = tree_bytes(run(tars, "out").manifest.parent)
     assert tree_bytes(run(tars, "out2", workers=2).manifest.parent) == expected
+
+
+def test_loading_ahead_changes_nothing(tars: Path, home: Path) -> None:
+    source = open_source(tars / "00001.tar")
+    tokenizer = load_tokenizer(home / "tokenizers" / "seed-tiny")
+    for size in (1, 2, 9):
+        expected = list(tokenize_batches(tokenizer, source.batches(size), device="cpu"))
+        assert list(tokenize_batches(tokenizer, source.batches(size), device="a GPU")) == expected
+        assert sum(part.lines for part in expected) == 5
 
 
 def test_what_shards_were_made_from_must_not_change(tars: Path) -> None:
