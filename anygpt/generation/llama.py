@@ -247,9 +247,11 @@ class LlamaDecoder:
         slots = max(lengths) + 1
         cache.reserve(count, slots)
         lengths_R = torch.tensor(lengths, device=self.device)
-        is_ragged = self.device.type == "cpu" and count * slots > PADDING * (sum(lengths) + count)
+        is_padded = count * slots > PADDING * (sum(lengths) + count)
+        # One by one also in bfloat16, where torch's kernel is slow for single queries and ours knows one sequence.
+        is_each_alone = self.device.type == "cpu" and (is_padded or self.dtype == torch.bfloat16)
         mask = None
-        if min(lengths) + 1 < slots and not is_ragged:
+        if min(lengths) + 1 < slots and not is_each_alone:
             is_empty = torch.arange(slots, device=self.device) > lengths_R[:, None]
             mask = torch.zeros(is_empty.shape, dtype=self.dtype, device=self.device)
             mask = mask.masked_fill_(is_empty, float("-inf"))[:, None, None]
@@ -257,15 +259,11 @@ class LlamaDecoder:
         def attend(layer: int, query_HRC: Tensor, keys_GRC: Tensor, values_GRC: Tensor) -> Tensor:
             cache.write(layer, keys_GRC, values_GRC, lengths_R)
             keys, values = cache.read(layer, count, slots)
+            if is_each_alone:
+                rows = zip(query_HRC.split(1, dim=1), keys, values, lengths, strict=True)
+                return torch.cat([self._attend(q, k[:, : used + 1], v[:, : used + 1], None) for q, k, v, used in rows])
             # As in `_attend`, heads that share keys stand in as positions.
             query = query_HRC.transpose(0, 1).reshape(count, self.shape.kv_heads, -1, self.shape.head_width)
-            if is_ragged:
-                parts = zip(query.split(1), keys.split(1), values.split(1), lengths, strict=True)
-                mixed = [
-                    F.scaled_dot_product_attention(one, keys_1GSC[:, :, : used + 1], values_1GSC[:, :, : used + 1])
-                    for one, keys_1GSC, values_1GSC, used in parts
-                ]
-                return torch.cat(mixed).reshape(count, -1)
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask).reshape(count, -1)
 
         hidden_RD = self._layers(ids, self._cos[lengths_R], self._sin[lengths_R], attend)

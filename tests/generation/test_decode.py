@@ -1,13 +1,16 @@
 """Many answers at a time against each alone, and guided answers."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from fixtures_tiny import CONTEXT, SPECS
 
+from anygpt.generation import llama
+from anygpt.generation.cache import BatchCache
 from anygpt.generation.grammar import Grammar, Request
-from anygpt.generation.llama import LlamaDecoder
+from anygpt.generation.llama import LlamaDecoder, load_decoder
 from anygpt.generation.loop import Answer, Batch, decode, generate
 from anygpt.generation.policies import Policy
 
@@ -84,8 +87,6 @@ def test_one_prompt_is_computed_once(decoder: LlamaDecoder, grammar: Grammar, mo
 
 
 def test_batched_logits_are_those_of_each(decoder: LlamaDecoder) -> None:
-    from anygpt.generation.cache import BatchCache
-
     batch = BatchCache(lambda: decoder.new_cache(slots=4))
     batch.reserve(3, 8)
     prompts = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5]]
@@ -173,13 +174,23 @@ def test_answers_that_are_cancelled_leave_the_others_alone(decoder: LlamaDecoder
     assert not any(kept[number].is_done for number in (0, 1, 3))
 
 
+def test_rows_in_bfloat16_have_the_logits_of_each(model_folder: Path) -> None:
+    decoder = load_decoder(model_folder, dtype=torch.bfloat16)
+    batch = BatchCache(lambda: decoder.new_cache(slots=4))
+    batch.reserve(2, 8)
+    prompts = [[1, 5, 9, 2, 6, 5, 3], [3, 1, 4]]
+    for row, prompt in zip(batch.rows, prompts, strict=True):
+        decoder.forward(prompt, row)
+    together = decoder.forward_rows([7, 8], batch)
+    for logits, prompt, index in zip(together, prompts, (7, 8), strict=True):
+        expected = decoder.forward([*prompt, index], decoder.new_cache())
+        torch.testing.assert_close(logits, expected, atol=0.02 * expected.abs().max().item(), rtol=0.02)
+
+
 @pytest.mark.parametrize("padding", [0.0, 1e9], ids=["one by one", "together"])
 def test_both_ways_of_attention_give_the_logits_of_each(
     decoder: LlamaDecoder, padding: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anygpt.generation import llama
-    from anygpt.generation.cache import BatchCache
-
     monkeypatch.setattr(llama, "PADDING", padding)
     batch = BatchCache(lambda: decoder.new_cache(slots=4))
     batch.reserve(3, 90)
