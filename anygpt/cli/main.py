@@ -22,6 +22,7 @@ COMMANDS = {
     "train-tokenizer": "anygpt.cli.train_tokenizer:train_tokenizer",
     "train": "anygpt.cli.train:train",
     "merge": "anygpt.cli.merge:merge",
+    "average": "anygpt.cli.merge:average",
     "eval": "anygpt.cli.evaluate:evaluate",
 }
 """Command -> `module:function`; a module is imported when its command runs or the overview is printed."""

@@ -1,4 +1,4 @@
-"""`anygpt merge`: an adapter and its base as one model folder."""
+"""`anygpt merge` and `anygpt average`: two models as one model folder."""
 
 from pathlib import Path
 
@@ -15,3 +15,19 @@ def merge(adapter: Path, *, out: Path) -> None:
     from anygpt.training.merge import merge_adapter
 
     print(merge_adapter(adapter, out))
+
+
+def average(before: Path, after: Path, *, share: float, out: Path) -> None:
+    """Write the weighted average of a model and of what was trained from it, such as stage 1's and stage 2's.
+
+    It has often lost less of what the first could, and learned as much.
+
+    Args:
+        before: Folder of the model that the training started from.
+        after: Folder of the trained model.
+        share: How much of the trained model, from 0 to 1.
+        out: New folder for the model.
+    """
+    from anygpt.training.merge import average_models
+
+    print(average_models(before, after, share=share, out=out))

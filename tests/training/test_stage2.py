@@ -17,7 +17,7 @@ import yaml
 from accelerate import FullyShardedDataParallelPlugin
 from fixtures_stage1 import write_stage1_config
 from fixtures_stage2 import write_stage2_config
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -29,7 +29,7 @@ from anygpt.manifest import read_manifest
 from anygpt.paths import checkout_root
 from anygpt.training import stage1
 from anygpt.training.language_model import copy_vocabulary, training_arguments
-from anygpt.training.merge import merge_adapter
+from anygpt.training.merge import average_models, merge_adapter
 from anygpt.training.stage2 import Stage2Config, build_model, build_vocabulary, train_stage2
 from anygpt.vocabulary import Vocabulary
 
@@ -300,6 +300,43 @@ def test_only_adapters_are_merged_and_nothing_is_overwritten(
     config = write_stage2_config(tmp_path, base, model={"path": str(adapter[1] / "model")})
     with pytest.raises(AnyGPTError, match="is an adapter; make a whole model of it first: anygpt merge"):
         train_stage2(config, tmp_path / "out")
+
+
+def test_an_average_lies_between_two_models(base: Path, undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+    after = undisturbed[1] / "model"
+    out = average_models(base, after, share=0.25, out=tmp_path / "average")
+    first, second, made = (load_file(folder / "model.safetensors") for folder in (base, after, out))
+    assert made.keys() == second.keys()
+    for name, tensor in made.items():
+        expected = (0.75 * first[name].float() + 0.25 * second[name].float()).bfloat16()
+        torch.testing.assert_close(tensor, expected)
+    whole = average_models(base, after, share=1, out=tmp_path / "whole")
+    load_decoder(whole)
+    for name, tensor in load_file(whole / "model.safetensors").items():
+        assert torch.equal(tensor, second[name]), name
+    assert LlamaForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+    assert (
+        AnyGPT.from_pretrained(out).vocabulary.template.name == AnyGPT.from_pretrained(after).vocabulary.template.name
+    )
+
+
+def test_only_relatives_have_an_average(base: Path, undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+    after = undisturbed[1] / "model"
+    with pytest.raises(AnyGPTError, match=r"share is 1.5, expected 0 \(all of .*\) to 1"):
+        average_models(base, after, share=1.5, out=tmp_path / "out")
+    with pytest.raises(AnyGPTError, match="exists already"):
+        average_models(base, after, share=0.5, out=after)
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    weights = load_file(other / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({**weights, name: weights[name][:8].clone()}, other / "model.safetensors")
+    with pytest.raises(AnyGPTError, match=f"'{name}' has shape"):
+        average_models(other, after, share=0.5, out=tmp_path / "out")
+    (other / "added_tokens.json").write_text("{}")
+    with pytest.raises(AnyGPTError, match="the models don't share their ids"):
+        average_models(other, after, share=0.5, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["stage2-mini", "stage2-7b", "stage2-7b-lora"])
