@@ -315,9 +315,7 @@ def test_an_average_lies_between_two_models(base: Path, undisturbed: tuple[Path,
     for name, tensor in load_file(whole / "model.safetensors").items():
         assert torch.equal(tensor, second[name]), name
     assert LlamaForCausalLM.from_pretrained(out).dtype == torch.bfloat16
-    assert (
-        AnyGPT.from_pretrained(out).vocabulary.template.name == AnyGPT.from_pretrained(after).vocabulary.template.name
-    )
+    assert json.loads((out / "anygpt.json").read_text()) == json.loads((after / "anygpt.json").read_text())
 
 
 def test_only_relatives_have_an_average(base: Path, undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
