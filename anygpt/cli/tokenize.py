@@ -84,8 +84,12 @@ def tokenize(
         logging.info("%d rows, %d skipped", shards.written, shards.skipped)
         print(shards.manifest)
         return
-    for flag, given in (("--engine", engine != "local"), ("--shard-rows", shard_rows is not None)):
-        if given:
+    for flag, is_given in (
+        ("--engine", engine != "local"),
+        ("--ray-address", ray_address is not None),
+        ("--shard-rows", shard_rows is not None),
+    ):
+        if is_given:
             raise AnyGPTError(f"{flag} makes a folder of shards; give --format jsonl or parquet with it")
     result = tokenize_manifest(
         manifest,

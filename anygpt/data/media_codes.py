@@ -59,14 +59,19 @@ def load_media(path: Path, spec: ModalitySpec, **settings: Any) -> Any:
 
 
 def load_place(place: Place, spec: ModalitySpec, **settings: Any) -> Any:
-    """The same for a file wherever it is."""
+    """The same for a file wherever it is.
+
+    Raises AnyGPTError for an archive that can't be read: that is no fault of the member, and may be over in a minute.
+    """
     try:
         with place.as_file() as path:
             return load_media(path, spec, **settings)
-    except AnyGPTError as error:
-        return Fault(_without_path(str(error), place.path))
-    except OSError as error:
-        return Fault(f"can't be read ({error.strerror or error})")
+    except (AnyGPTError, OSError) as error:
+        reason = str(error) if isinstance(error, AnyGPTError) else f"can't be read ({error.strerror or error})"
+        reason = _without_path(reason, place.path)
+        if place.offset is not None:
+            raise AnyGPTError(f"{place.path}: {reason}; the same command goes on where it stopped") from None
+        return Fault(reason)
 
 
 def encode_all(

@@ -67,7 +67,7 @@ class Encoder:
         try:
             return self._work.make(shard, tokenize=self._tokenize)
         except AnyGPTError as error:
-            return str(error)
+            return str(getattr(error, "cause", error))  # Ray wraps what a loader raised, with its traceback
 
     def _tokenize(self, batches: Iterator[Batch]) -> Iterator[Tokenized]:
         import ray

@@ -1,4 +1,7 @@
-"""The Ray engine gives what the local one gives, whatever is killed on the way."""
+"""The Ray engine gives what the local one gives, whatever is killed on the way.
+
+`pytest tests/data/test_tokenize_ray.py` takes half a minute on a free core; `-m "not slow"` leaves Ray out.
+"""
 
 import os
 import signal

@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from fixtures_media import picture_bytes, read_jsonl, samples, save_noise, tar_bytes, tree_bytes
+from fsspec.implementations.memory import MemoryFileSystem
 
 from anygpt.cli.main import main
 from anygpt.data.sources import open_source
@@ -126,6 +127,32 @@ def test_urls_folders_and_patterns(tars: Path, tmp_path: Path) -> None:
         assert result.errors is not None
         reasons = [error["reason"] for error in read_jsonl(result.errors)]
         assert reasons[0] == "no such file" and "s9" in reasons[1]
+    finally:
+        memory.rm("/set", recursive=True)
+
+
+def test_an_archive_that_can_t_be_read_for_a_while_loses_no_row(tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = tree_bytes(run(tars, "out").manifest.parent)
+    memory = fsspec.filesystem("memory")
+    for path in tars.glob("*.tar"):
+        memory.pipe(f"/set/{path.name}", path.read_bytes())
+    try:
+        cat_file, left = MemoryFileSystem.cat_file, 8
+
+        def cut_off(*args: Any, **settings: Any) -> bytes:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise ConnectionError("the network is down")
+            return cat_file(*args, **settings)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MemoryFileSystem, "cat_file", cut_off)
+            with pytest.raises(
+                AnyGPTError, match=r"00001.tar: can't be read \(the network is down\); the same command"
+            ):
+                run("memory://set", "out2")
+        assert run("memory://set", "out2").made == 2 and tree_bytes(Path("out2")) == expected
     finally:
         memory.rm("/set", recursive=True)
 
@@ -289,6 +316,7 @@ def test_command(tars: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         (["--out", "out.jsonl"], "3 files; give --format"),
         (["--out", "out.jsonl", "--shard-rows", "3"], "--shard-rows makes a folder"),
+        (["--out", "out.jsonl", "--ray-address", "auto"], "--ray-address makes a folder"),
         (["--out", "out", "--format", "jsonl", "--engine", "rya"], "did you mean 'ray'"),
         (["--out", "out", "--format", "jsonl", "--ray-address", "auto"], "--engine ray with it"),
     ):
