@@ -45,9 +45,7 @@ def main() -> None:
     parser.add_argument("--modality", action="append", choices=list(DEFAULT_TOKENIZERS))
     parser.add_argument("--profile", action="store_true", help="also say where the time of one process goes")
     options = parser.parse_args()
-    print(
-        "| modality | plain, items/s | ours, items/s | ratio | plain, CPU ms/item | ours | ratio | real time, CPU |"
-    )
+    print("| modality | plain, items/s | ours, items/s | ratio | plain, CPU ms/item | ours | ratio | real time, CPU |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
     for modality in options.modality or list(DEFAULT_TOKENIZERS):
         with tempfile.TemporaryDirectory() as folder:

@@ -30,12 +30,12 @@ class FakeCodec(nn.Module):
         self.encoder = nn.Linear(2, 2)
         self.encoded = 0
 
-    def encode(self, wav_B1T: Tensor) -> Tensor:
+    def encode(self, wav_B1T: Tensor, n_q: int | None = None) -> Tensor:
         self.encoded += 1
         frames = -(-wav_B1T.shape[-1] // HOP)
         voice = (wav_B1T.abs().amax(dim=(1, 2)) * 10).round().long()[:, None]
         first = torch.arange(frames).expand(len(wav_B1T), -1) % SIZE
-        return torch.stack([first] + [(first + level * voice) % SIZE for level in range(1, LEVELS)])
+        return torch.stack([first] + [(first + level * voice) % SIZE for level in range(1, LEVELS)])[:n_q]
 
     def decode(self, codes_KBT: Tensor) -> Tensor:
         return (codes_KBT[-1].float() / SIZE).repeat_interleave(HOP, dim=-1)[:, None]
