@@ -3,6 +3,8 @@
 import logging
 from pathlib import Path
 
+from anygpt.cli.model_flags import SHIPPED, TokenizerFlags
+
 
 def convert(
     layout: str,
@@ -11,10 +13,7 @@ def convert(
     out: Path,
     media: list[Path] | None = None,
     model: str | None = None,
-    image_tokenizer_path: str | None = None,
-    speech_tokenizer_path: str | None = None,
-    speech_tokenizer_config: str | None = None,
-    music_tokenizer_path: str | None = None,
+    tokenizers: TokenizerFlags = SHIPPED,
     modality: str | None = None,
     direction: str = "both",
     seed: int = 0,
@@ -36,9 +35,6 @@ def convert(
         media: Folder or plain tar with the media, several times for several; without it SOURCE's folder and its tars.
         model: Model whose tokenizers to use, a folder or a name under models/; without it the shipped tokenizers.
         image_tokenizer_path: As for `anygpt base`; goes before --model.
-        speech_tokenizer_path: The same for speech.
-        speech_tokenizer_config: The config.json of released SpeechTokenizer weights, where it isn't beside them.
-        music_tokenizer_path: The same for music.
         modality: pairs: image, speech, music or audio, where the manifest has several.
         direction: pairs: x2text asks about media, text2x asks for them, both draws one for each pair.
         seed: pairs: the same seed draws the same directions and wordings.
@@ -48,14 +44,8 @@ def convert(
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from anygpt.data.convert import run
-    from anygpt.tokenizers.sources import TokenizerPaths
 
-    paths = TokenizerPaths(
-        image_tokenizer=image_tokenizer_path,
-        speech_tokenizer=speech_tokenizer_path,
-        speech_config=speech_tokenizer_config,
-        music_tokenizer=music_tokenizer_path,
-    )
+    paths = tokenizers.paths()
     result = run.convert(
         layout,
         source,

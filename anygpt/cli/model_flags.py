@@ -1,4 +1,4 @@
-"""The flags with which every command that runs a model says which one, and with which tokenizers."""
+"""The flags with which commands say which model they run, or which tokenizers."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from anygpt.engine import AnyGPT
+    from anygpt.tokenizers.sources import TokenizerPaths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +54,35 @@ class ModelFlags:
 
 UNSET = ModelFlags()
 """What a command gets when none of the flags is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFlags:
+    """The tokenizers that make training data; a group of flags.
+
+    Args:
+        image_tokenizer_path: Name under tokenizers/, tokenizer folder, or released weights; without it the shipped one.
+        speech_tokenizer_path: The same for speech.
+        speech_tokenizer_config: The config.json of released SpeechTokenizer weights, where it isn't beside them.
+        music_tokenizer_path: The same for music.
+    """
+
+    image_tokenizer_path: str | None = None
+    speech_tokenizer_path: str | None = None
+    speech_tokenizer_config: str | None = None
+    music_tokenizer_path: str | None = None
+
+    def paths(self) -> "TokenizerPaths":
+        """As the tokenizing functions take them. Raises AnyGPTError for a configuration without its tokenizer."""
+        from anygpt.tokenizers.sources import TokenizerPaths
+
+        return TokenizerPaths(
+            image_tokenizer=self.image_tokenizer_path,
+            speech_tokenizer=self.speech_tokenizer_path,
+            speech_config=self.speech_tokenizer_config,
+            music_tokenizer=self.music_tokenizer_path,
+        )
+
+
+SHIPPED = TokenizerFlags()
+"""What a command gets when none of these is given."""

@@ -3,6 +3,8 @@
 import logging
 from pathlib import Path
 
+from anygpt.cli.model_flags import SHIPPED, TokenizerFlags
+
 
 def synth(
     *,
@@ -14,10 +16,7 @@ def synth(
     media: str = "world",
     scenarios: str | None = None,
     option: list[str] | None = None,
-    image_tokenizer_path: str | None = None,
-    speech_tokenizer_path: str | None = None,
-    speech_tokenizer_config: str | None = None,
-    music_tokenizer_path: str | None = None,
+    tokenizers: TokenizerFlags = SHIPPED,
     workers: int | None = None,
     batch_size: int | None = None,
     device: str = "auto",
@@ -37,10 +36,6 @@ def synth(
         media: Who makes the media: world, openai (pictures), folder, or several with commas; the first that can, does.
         scenarios: Names with commas, to write only these; without it all.
         option: PLUGIN.KEY=VALUE for a writer or generator, such as openai.url=http://localhost:8000/v1.
-        image_tokenizer_path: Name under tokenizers/, tokenizer folder, or released weights; without it the shipped one.
-        speech_tokenizer_path: The same for speech.
-        speech_tokenizer_config: The config.json of released SpeechTokenizer weights, where it isn't beside them.
-        music_tokenizer_path: The same for music.
         workers: Number of processes, each with one thread on a CPU; without it one, or one for each GPU.
         batch_size: Conversations at once; without it 32, or what the stopped run had.
         device: auto, cpu, cuda (all GPUs) or cuda:N.
@@ -48,7 +43,6 @@ def synth(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from anygpt.synth.pipeline import SynthConfig, synthesize
     from anygpt.synth.report import format_report
-    from anygpt.tokenizers.sources import TokenizerPaths
 
     config = SynthConfig(
         count=count,
@@ -59,12 +53,7 @@ def synth(
         scenarios=_names(scenarios or ""),
         options=tuple(option or ()),
     )
-    paths = TokenizerPaths(
-        image_tokenizer=image_tokenizer_path,
-        speech_tokenizer=speech_tokenizer_path,
-        speech_config=speech_tokenizer_config,
-        music_tokenizer=music_tokenizer_path,
-    )
+    paths = tokenizers.paths()
     path = out if out.suffix == ".jsonl" else out / f"{split}.jsonl"
     result = synthesize(config, path, paths=paths, workers=workers, batch_size=batch_size, device=device)
     if result.was_finished:

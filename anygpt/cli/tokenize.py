@@ -3,6 +3,8 @@
 import logging
 from pathlib import Path
 
+from anygpt.cli.model_flags import SHIPPED, TokenizerFlags
+
 
 def tokenize(
     manifest: str,
@@ -12,10 +14,7 @@ def tokenize(
     layout: str | None = None,
     modality: str | None = None,
     tokenizer: str | None = None,
-    image_tokenizer_path: str | None = None,
-    speech_tokenizer_path: str | None = None,
-    speech_tokenizer_config: str | None = None,
-    music_tokenizer_path: str | None = None,
+    tokenizers: TokenizerFlags = SHIPPED,
     engine: str = "local",
     ray_address: str | None = None,
     workers: int | None = None,
@@ -40,9 +39,6 @@ def tokenize(
         modality: image, speech, music or audio, where the manifest has several, or for tars with sounds.
         tokenizer: Name under tokenizers/, tokenizer folder, or released weights; without it the shipped one.
         image_tokenizer_path: As for `anygpt base`; the same as --tokenizer for images.
-        speech_tokenizer_path: The same for speech.
-        speech_tokenizer_config: The config.json of released SpeechTokenizer weights, where it isn't beside them.
-        music_tokenizer_path: The same for music.
         engine: local, or ray (with --format), which spreads shards over a Ray cluster.
         ray_address: The Ray cluster; without it one on this machine.
         workers: Number of processes, each with one thread on a CPU; without it one, or one for each GPU.
@@ -54,14 +50,8 @@ def tokenize(
     from anygpt.data.tokenize import tokenize_manifest
     from anygpt.data.tokenize_shards import find_engine, tokenize_shards
     from anygpt.errors import AnyGPTError
-    from anygpt.tokenizers.sources import TokenizerPaths
 
-    paths = TokenizerPaths(
-        image_tokenizer=image_tokenizer_path,
-        speech_tokenizer=speech_tokenizer_path,
-        speech_config=speech_tokenizer_config,
-        music_tokenizer=music_tokenizer_path,
-    )
+    paths = tokenizers.paths()
     if layout is not None:
         from anygpt.data.layouts import write_manifest
 

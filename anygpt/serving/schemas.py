@@ -1,5 +1,6 @@
 """Bodies of requests and answers, in OpenAI's names. Fields that OpenAI doesn't have are marked as extensions."""
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -181,7 +182,7 @@ class ImageRequest(MediaSampling):
     stream: Literal[False] | None = None
 
 
-class SoundRequest(MediaSampling):
+class SoundRequest(MediaSampling, ABC):
     model: str | None = None
     response_format: SoundFormatName | Literal["aac"] | None = Field(None, description='"mp3" by default.')
     stream_format: Literal["audio", "sse"] | None = Field(
@@ -189,9 +190,9 @@ class SoundRequest(MediaSampling):
     )
 
     @property
+    @abstractmethod
     def text(self) -> str:
         """What is to be heard."""
-        raise NotImplementedError
 
     @property
     def voice_sample(self) -> str | None:
