@@ -75,7 +75,8 @@ class RunConfig:
     packing: PackingConfig = field(default_factory=PackingConfig)
     optimizer: OptimizerConfig | None = None
     compile: bool = False
-    """Train through `torch.compile`: a third faster on CPUs after some 20 seconds for every row length."""
+    """Train through `torch.compile`: up to 1.3 times as fast on a CPU, after half a minute for every row length
+    (`benchmarks/training.py`)."""
     template: str = "AnyGPT"
     validation_fraction: float = 0.01
     validation_limit: int = 64
