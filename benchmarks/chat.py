@@ -119,18 +119,30 @@ def answer_ids(model: AnyGPT, question: Turn, text: str) -> list[int]:
 @contextmanager
 def forced(model: AnyGPT, prompt_length: int, answer: Sequence[int]) -> Iterator[None]:
     """The model computes as ever, and says `answer` after a prompt of this length."""
-    forward = model.decoder.forward
+    decoder = model.decoder
+    append, logits = decoder.append, decoder.logits
+    due = answer[0]
 
-    def said(ids: Sequence[int], cache: StaticCache) -> torch.Tensor:
-        logits = forward(ids, cache)
-        logits[answer[cache.length - prompt_length]] = 1e4
-        return logits
+    def appended(ids: Sequence[int], cache: StaticCache) -> torch.Tensor:
+        nonlocal due
+        hidden_1D = append(ids, cache)
+        due = answer[cache.length - prompt_length]
+        return hidden_1D
 
-    model.decoder.forward = said  # type: ignore[method-assign,assignment]
+    def said(hidden_1D: torch.Tensor, allowed: Sequence[range]) -> torch.Tensor:
+        logits_1N = logits(hidden_1D, allowed)
+        before = 0
+        for ids in allowed:
+            if due in ids:
+                logits_1N[:, before + due - ids.start] = 1e4
+            before += len(ids)
+        return logits_1N
+
+    decoder.append, decoder.logits = appended, said  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        model.decoder.forward = forward  # type: ignore[method-assign]
+        decoder.append, decoder.logits = append, logits  # type: ignore[method-assign]
 
 
 def first_piece(session: Session, question: Turn, *, finish: bool) -> float:
