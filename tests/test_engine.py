@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +18,7 @@ from anygpt.errors import AnyGPTError, CheckpointError, ConfigError, MediaError
 from anygpt.manifest import read_manifest
 from anygpt.media import Audio, load_audio, load_image, save_audio
 
-
-@pytest.fixture(autouse=True)
-def home(tiny_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
-    return tiny_home
-
-
-@pytest.fixture(scope="module")
-def model(tiny_home: Path) -> Iterator[AnyGPT]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANYGPT_HOME", str(tiny_home))
-        yield AnyGPT.from_pretrained(seed=7)
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture(scope="module")

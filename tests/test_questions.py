@@ -1,6 +1,5 @@
 """Captions, answers and likelihoods on a tiny random model: those of single prompts, of conversations, of training."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,7 @@ from anygpt.media import load_image
 from anygpt.session import Done
 from anygpt.vocabulary import Text
 
-
-@pytest.fixture(autouse=True)
-def home(tiny_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
-    return tiny_home
-
-
-@pytest.fixture(scope="module")
-def model(tiny_home: Path) -> Iterator[AnyGPT]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANYGPT_HOME", str(tiny_home))
-        yield AnyGPT.from_pretrained(seed=7)
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture(scope="module")

@@ -22,23 +22,12 @@ from anygpt.prompts.segments import Media, Turn
 from anygpt.session import Done, Event, MediaMade, Session, TurnsDropped
 from anygpt.vocabulary import Control, Text
 
+pytestmark = pytest.mark.usefixtures("home")
+
 IMAGE = Media("image", torch.arange(32)[None] % 24)
 SPEECH = Media("speech", torch.arange(9)[None] % 16)
 MUSIC = Media("music", torch.arange(6).reshape(3, 2))
 QUESTION, ANSWER = Turn("user", [Text("a red apple")]), Turn("assistant", [Text("slow piano "), MUSIC])
-
-
-@pytest.fixture(autouse=True)
-def home(tiny_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
-    return tiny_home
-
-
-@pytest.fixture(scope="module")
-def model(tiny_home: Path) -> Iterator[AnyGPT]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANYGPT_HOME", str(tiny_home))
-        yield AnyGPT.from_pretrained(seed=7)
 
 
 @pytest.fixture

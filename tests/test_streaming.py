@@ -1,6 +1,5 @@
 """Answers in parts: the parts are the answer, and sound begins before the last id."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,6 @@ LONG: dict[str, dict[str, Any]] = {
     "music": {"max_new_tokens": 150, "min_new_tokens": 150},
     "speech": {"max_new_tokens": 110, "min_new_tokens": 110, "vc_steps": 2},
 }
-
-
-@pytest.fixture(scope="module")
-def model(tiny_home: Path) -> Iterator[AnyGPT]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANYGPT_HOME", str(tiny_home))
-        yield AnyGPT.from_pretrained(seed=7)
 
 
 def parts(model: AnyGPT, prompt: str, **settings: Any) -> tuple[list[AudioChunk], list[str], Result]:

@@ -13,12 +13,7 @@ from PIL import Image
 from anygpt.cli.main import COMMANDS
 from anygpt.media import load_audio, load_image
 
-
-@pytest.fixture(autouse=True)
-def home(tiny_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
-    monkeypatch.chdir(tmp_path)
-    return tiny_home
+pytestmark = pytest.mark.usefixtures("home", "in_tmp_path")
 
 
 @pytest.fixture

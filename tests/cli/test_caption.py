@@ -17,15 +17,10 @@ from fixtures_tiny import MODEL
 from anygpt import AnyGPT
 from anygpt.cli import answer_file
 
+pytestmark = pytest.mark.usefixtures("home", "in_tmp_path")
+
 SECONDS = 120
 """A run of the tiny model that takes longer hangs."""
-
-
-@pytest.fixture(autouse=True)
-def home(tiny_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
-    monkeypatch.chdir(tmp_path)
-    return tiny_home
 
 
 @pytest.fixture

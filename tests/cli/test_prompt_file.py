@@ -15,15 +15,10 @@ from PIL import Image
 
 from anygpt.media import load_audio, load_image
 
+pytestmark = pytest.mark.usefixtures("home", "in_tmp_path")
+
 SECONDS = 120
 """A run of the tiny model that takes longer hangs."""
-
-
-@pytest.fixture(autouse=True)
-def home(tiny_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
-    monkeypatch.chdir(tmp_path)
-    return tiny_home
 
 
 def write(rows: Sequence[Any], name: str = "prompts.jsonl") -> str:

@@ -15,14 +15,9 @@ from anygpt.data.layouts import LAYOUTS, write_manifest
 from anygpt.errors import AnyGPTError
 from anygpt.modality import MODALITIES
 
+pytestmark = pytest.mark.usefixtures("home", "in_tmp_path")
+
 Rows = list[dict[str, Any]]
-
-
-@pytest.fixture(autouse=True)
-def home(tiny_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
-    monkeypatch.chdir(tmp_path)
-    return tiny_home
 
 
 def write(path: Path, content: str | bytes) -> Path:

@@ -35,15 +35,10 @@ from anygpt.paths import checkout_root
 from anygpt.tokenizers.base import load_tokenizer
 from anygpt.tokenizers.sources import DEFAULT_TOKENIZERS, TokenizerPaths
 
+pytestmark = pytest.mark.usefixtures("home", "in_tmp_path")
+
 NAMES = {"image": "seed-tiny", "speech": "speech-tiny", "music": "music-tiny"}
 GOOD = tuple(f"p{n}.png" for n in range(5))
-
-
-@pytest.fixture(autouse=True)
-def home(tiny_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
-    monkeypatch.chdir(tmp_path)
-    return tiny_home
 
 
 @pytest.fixture(scope="module")

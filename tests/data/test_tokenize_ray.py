@@ -23,15 +23,14 @@ pytest.importorskip("ray", reason="Ray is not installed; pip install 'anygpt[ray
 
 DEADLINE_S = 400
 
+pytestmark = pytest.mark.usefixtures("home", "in_tmp_path")
+
 
 @pytest.fixture(autouse=True)
-def home(tiny_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
+def ray_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(checkout_root()))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 by default: on a busy machine tests would wait for ever
-    monkeypatch.chdir(tmp_path)
-    return tiny_home
 
 
 @pytest.fixture

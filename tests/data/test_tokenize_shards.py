@@ -23,12 +23,7 @@ from anygpt.data.tokenize_shards import ShardsResult, tokenize_shards
 from anygpt.errors import AnyGPTError
 from anygpt.tokenizers.base import load_tokenizer
 
-
-@pytest.fixture(autouse=True)
-def home(tiny_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
-    monkeypatch.chdir(tmp_path)
-    return tiny_home
+pytestmark = pytest.mark.usefixtures("home", "in_tmp_path")
 
 
 @pytest.fixture

@@ -35,12 +35,6 @@ def scorers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [f"{kind}={folder}" for kind, folder in build_scorers(tmp_path_factory.mktemp("scorers")).items()]
 
 
-@pytest.fixture
-def home(tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
-    monkeypatch.chdir(tmp_path)
-
-
 def rows(path: str = "docs/quality.json") -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["task"], row["measure"]): row for row in json.loads(Path(path).read_text())["rows"]}
 
@@ -48,7 +42,7 @@ def rows(path: str = "docs/quality.json") -> dict[tuple[str, str], dict[str, Any
 WITHOUT_JAVA = [name for name in BENCHMARKS if name != "coco-caption"]
 
 
-@pytest.mark.usefixtures("home")
+@pytest.mark.usefixtures("home", "in_tmp_path")
 def test_all_benchmarks_end_in_a_report(data: Path, scorers: list[str]) -> None:
     tasks = list(BENCHMARKS) if shutil.which("java") else WITHOUT_JAVA
     flags: dict[str, Any] = {"tasks": tasks, "data": data, "scorer": scorers, "n": 4, "batch_size": 3}
@@ -69,7 +63,7 @@ def test_all_benchmarks_end_in_a_report(data: Path, scorers: list[str]) -> None:
     assert rows() == found
 
 
-@pytest.mark.usefixtures("home")
+@pytest.mark.usefixtures("home", "in_tmp_path")
 def test_a_chat_model_is_asked_in_messages_and_other_data_again(data: Path, tiny_home: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny_home / "models" / MODEL, tmp_path / "tiny-chat")
     flags: dict[str, Any] = {"tasks": ["gqa"], "data": data, "model_name_or_path": str(model)}
@@ -91,7 +85,7 @@ def test_a_chat_model_is_asked_in_messages_and_other_data_again(data: Path, tiny
     assert origin()["data"] != chat["data"]
 
 
-@pytest.mark.usefixtures("home")
+@pytest.mark.usefixtures("home", "in_tmp_path")
 def test_several_seeds_are_averaged(data: Path, scorers: list[str]) -> None:
     evaluate(tasks=["coco-image"], data=data, scorer=scorers, seeds=3)
     row = rows()["coco-image", "caption"]
@@ -103,7 +97,7 @@ def test_several_seeds_are_averaged(data: Path, scorers: list[str]) -> None:
     assert "3 seeds" in Path("docs/quality.md").read_text()
 
 
-@pytest.mark.usefixtures("home")
+@pytest.mark.usefixtures("home", "in_tmp_path")
 def test_mistakes_are_named_before_anything_is_asked(data: Path) -> None:
     with pytest.raises(AnyGPTError, match="--scorer is 'clop=x', did you mean|--scorer is 'clop=x'.*expected KIND"):
         evaluate(tasks=["coco-image"], data=data, scorer=["clop=x"])
@@ -116,7 +110,7 @@ def test_mistakes_are_named_before_anything_is_asked(data: Path) -> None:
             evaluate(tasks=["pope"], **{flag: 0})
 
 
-@pytest.mark.usefixtures("home")
+@pytest.mark.usefixtures("home", "in_tmp_path")
 def test_choices_are_ranked_by_the_models_likelihood(data: Path, tiny_home: Path) -> None:
     """A base model's prompts against one forward pass for each choice; a chat model's against its own ranking."""
     model = AnyGPT.from_pretrained(tiny_home / "models" / MODEL)
@@ -236,7 +230,7 @@ def test_a_killed_run_goes_on_after_its_last_answer(data: Path, tmp_path: Path) 
     assert resumed == whole and len(asked) == 6 and len(rest) == 3
 
 
-@pytest.mark.usefixtures("home")
+@pytest.mark.usefixtures("home", "in_tmp_path")
 def test_a_missing_picture_costs_its_own_case(data: Path, scorers: list[str], tmp_path: Path) -> None:
     sets = shutil.copytree(data / "coco", tmp_path / "sets" / "coco").parent
     (sets / "coco" / "val2014" / f"COCO_val2014_{2:012d}.jpg").unlink()

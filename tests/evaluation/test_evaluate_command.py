@@ -18,9 +18,7 @@ from anygpt.world.speech import SpeechWorld
 
 
 @pytest.fixture(autouse=True)
-def home(tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
-    monkeypatch.chdir(tmp_path)
+def judges(home: Path, in_tmp_path: Path) -> None:
     for judge in (ImageJudge(), MusicJudge(), VoiceJudge()):
         judge.scores = {"all": 0.5}
         judge.save(Path("runs/judges"))

@@ -2,20 +2,12 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from fixtures_serving import Running, listening
 
 from anygpt import AnyGPT
 from anygpt.serving.app import ServerSettings
-
-
-@pytest.fixture(scope="module")  # not longer: the variable is for these tests alone
-def model(tiny_home: Path) -> Iterator[AnyGPT]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANYGPT_HOME", str(tiny_home))
-        yield AnyGPT.from_pretrained()
 
 
 @pytest.fixture(scope="module")

@@ -292,11 +292,8 @@ def test_mistakes_in_options(endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyP
         create_writer("openai", PluginSettings(options={"model": "x"}))
 
 
-def test_the_whole_command(
-    endpoint: FakeEndpoint, tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("in_tmp_path")
+def test_the_whole_command(endpoint: FakeEndpoint, home: Path) -> None:
     Path("tune.wav").write_bytes(wav())
     Path("tunes.jsonl").write_text('{"music": "tune.wav", "text": "slow piano, sad"}\n')
     image = {"created": 0, "data": [{"b64_json": base64.b64encode(png()).decode()}]}
@@ -315,7 +312,7 @@ def test_the_whole_command(
     words += [word for name, value in options.items() for word in ("--option", f"{name}={value}")]
     words += [word for name, value in tokenizers.items() for word in (f"--{name}-tokenizer-path", value)]
     main(words)
-    vocab = Vocabulary.from_pretrained(tiny_home / "models" / MODEL)
+    vocab = Vocabulary.from_pretrained(home / "models" / MODEL)
     rows = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 3
     for row in rows:

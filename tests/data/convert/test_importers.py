@@ -18,12 +18,7 @@ from anygpt.modality import MODALITIES
 from anygpt.tokenizers.base import load_tokenizer
 from anygpt.tokenizers.sources import DEFAULT_TOKENIZERS, TokenizerPaths
 
-
-@pytest.fixture(autouse=True)
-def home(tiny_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("ANYGPT_HOME", str(tiny_home))
-    monkeypatch.chdir(tmp_path)
-    return tiny_home
+pytestmark = pytest.mark.usefixtures("home", "in_tmp_path")
 
 
 @pytest.fixture(scope="module")
