@@ -52,9 +52,8 @@ def convert(
     from anygpt.errors import AnyGPTError
 
     paths = tokenizers.paths()
-    entry = None
     if dataset is not None:
-        from anygpt.data.catalog import find_dataset
+        from anygpt.data.catalog import find_dataset, stage_line
 
         if layout is not None:
             raise AnyGPTError("LAYOUT and --dataset both say what to convert: leave one out")
@@ -84,6 +83,6 @@ def convert(
     counts = ", ".join(f"{count} {name}" for name, count in result.counts.items())
     skipped = f"; {result.skipped} skipped, see {result.errors}" if result.skipped else ""
     logging.info("%d conversations (%s)%s", result.written, counts, skipped)
-    if entry is not None:
-        logging.info("for the data of a stage: %s", entry.stage_entry(result.out))
+    if dataset is not None:
+        logging.info("for the data of a stage: %s", stage_line(dataset, result.out))
     print(result.out)

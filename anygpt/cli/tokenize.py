@@ -56,9 +56,8 @@ def tokenize(
     from anygpt.errors import AnyGPTError
 
     paths = tokenizers.paths()
-    entry = None
     if dataset is not None:
-        from anygpt.data.catalog import find_dataset
+        from anygpt.data.catalog import find_dataset, stage_line
 
         for flag, is_given in (("MANIFEST", manifest is not None), ("--layout", layout is not None)):
             if is_given:
@@ -111,6 +110,6 @@ def tokenize(
         logging.info("nothing to do: %s is finished; remove it to make it again", result.out)
     skipped = f", {result.skipped} skipped, see {result.errors}" if result.skipped else ""
     logging.info("%d rows%s", result.written, skipped)
-    if entry is not None:
-        logging.info("for the data of a stage: %s", entry.stage_entry(result.out))
+    if dataset is not None:
+        logging.info("for the data of a stage: %s", stage_line(dataset, result.out))
     print(result.out)

@@ -26,6 +26,8 @@ class ConversationConfig:
     """One entry of the `data` list of stage 2: a file of instruction JSONL."""
 
     path: Path
+    dataset: str | None = None
+    """The set of `config/datasets.yaml` whose path and weight these are, as far as not given."""
     weight: float = 1.0
     """Share of the training tokens, relative to the other sources."""
     text_weight: float = 1.0
@@ -51,8 +53,9 @@ class ConversationSource:
     ) -> None:  # fmt: skip
         """`longest` ids fit a row; `scenario_limit` is how many held-out examples each scenario is measured on."""
         self.config, self.vocab = config, vocab
-        self.path, self.weight = config.path, config.weight
-        self.file = JsonlFile(config.path, command="anygpt synth")
+        self.path, self.dataset, self.weight = config.path, config.dataset, config.weight
+        command = f"anygpt convert --dataset {config.dataset}" if config.dataset else "anygpt synth"
+        self.file = JsonlFile(config.path, command=command)
         self.validation_fraction, self.longest, self.scenario_limit = validation_fraction, longest, scenario_limit
         self._scenarios: dict[str, list[int]] = {}
         self._codes = {index: 1.0 for block in vocab.blocks.values() for index in (*block.ids, block.end_id)}

@@ -39,6 +39,8 @@ class Source(Protocol):
     """One file of training examples, split into training and validation."""
 
     path: Path
+    dataset: str | None
+    """Its name in the catalog, where it was selected by that."""
     vocab: Vocabulary
     weight: float
     """Share of the training tokens, relative to the other sources."""
@@ -63,6 +65,8 @@ class SourceConfig:
 
     path: Path
     """A JSONL file, or a folder of JSONL shards as `anygpt tokenize --format jsonl` writes it."""
+    dataset: str | None = None
+    """The set of `config/datasets.yaml` whose path, modality, direction and weight these are, as far as not given."""
     modality: str
     weight: float = 1.0
     """Share of the training tokens, relative to the other sources."""
@@ -104,10 +108,11 @@ class PairSource:
         self, config: SourceConfig, vocab: Vocabulary, prompts: TaskPrompts, *, validation_fraction: float
     ) -> None:
         self.config, self.vocab, self.prompts = config, vocab, prompts
-        self.file = open_rows(config.path)
+        command = f"anygpt tokenize --dataset {config.dataset}" if config.dataset else "anygpt tokenize MANIFEST"
+        self.file = open_rows(config.path, command=command)
         self.spec = vocab.block(config.modality).spec
         self.validation_fraction = validation_fraction
-        self.path, self.weight = config.path, config.weight
+        self.path, self.dataset, self.weight = config.path, config.dataset, config.weight
         self._code_weights = code_weights(vocab.block(config.modality), config.level_weights, config.path)
 
     @property

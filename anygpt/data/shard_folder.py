@@ -20,10 +20,11 @@ class ShardFolder:
     with another number of rows than the manifest says.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, command: str = "anygpt tokenize MANIFEST") -> None:
+        """`command` makes such a folder; a message says so."""
         self.path = path
         if not (path / MANIFEST).is_file():
-            raise ConfigError(f"{path}: has no {MANIFEST}; run anygpt tokenize --out {path} to its end")
+            raise ConfigError(f"{path}: has no {MANIFEST}; run {command} --out {path} --format jsonl to its end")
         self._listed = [shard for shard in read_mapping(path / MANIFEST)["shards"] if shard["rows"]]
         for shard in self._listed:
             if Path(shard["path"]).suffix != ".jsonl":
@@ -62,4 +63,4 @@ class ShardFolder:
 
 def open_rows(path: Path, *, command: str = "anygpt tokenize MANIFEST") -> JsonlFile | ShardFolder:
     """The rows of a JSONL file or of a folder of shards; `command` makes such a file, a message says so."""
-    return ShardFolder(path) if path.is_dir() else JsonlFile(path, command=command)
+    return (ShardFolder if path.is_dir() else JsonlFile)(path, command=command)

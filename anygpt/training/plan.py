@@ -92,8 +92,9 @@ def plan_run(
         mean = chunk.tokens[number] / max(1, chunk.draws[number])
         lines = len(source.split[0])
         passes = tokens * mixture.shares[number] / (lines * mean) if mean else math.nan
+        name = f"{source.path} ({source.dataset} of the catalog)" if source.dataset else source.path
         yield (
-            f"{source.path}: {lines:,} lines of {mean:.0f} ids, share {mixture.shares[number]:.1%} of the tokens, "
+            f"{name}: {lines:,} lines of {mean:.0f} ids, share {mixture.shares[number]:.1%} of the tokens, "
             f"{passes:.2f} passes"
         )
     yield (

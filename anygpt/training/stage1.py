@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from anygpt.added_tokens import plan_expansion, write_tokenizer_files
-from anygpt.config import load_config
+from anygpt.data.catalog import load_run
 from anygpt.data.conversations import ConversationConfig, ConversationSource
 from anygpt.data.mixture import PairSource, Source, SourceConfig
 from anygpt.errors import ConfigError, nearest
@@ -159,7 +159,7 @@ def build_sources(config: Stage1Config, vocab: Vocabulary) -> list[Source]:
 
 def read_stage1(config_path: Path, overrides: dict[str, Any] | None = None) -> Stage1Config:
     """The configuration of a run; `overrides` replace keys of the `trainer` section. Raises ConfigError."""
-    config = load_config(Stage1Config, config_path)
+    config = load_run(Stage1Config, config_path, pairs="data", conversations="conversations")
     return dataclasses.replace(config, trainer={**config.trainer, **(overrides or {})})
 
 

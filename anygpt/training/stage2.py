@@ -16,7 +16,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from anygpt.added_tokens import plan_expansion, write_tokenizer_files
-from anygpt.config import load_config
+from anygpt.data.catalog import load_run
 from anygpt.data.conversations import ConversationConfig, ConversationSource
 from anygpt.data.instructions import MESSAGE_CONTROLS
 from anygpt.data.mixture import PairSource, Source, SourceConfig
@@ -276,7 +276,7 @@ def read_stage2(config_path: Path, overrides: dict[str, Any] | None = None) -> S
 
     Raises ConfigError, also where it contradicts the model, and CheckpointError.
     """
-    config = load_config(Stage2Config, config_path)
+    config = load_run(Stage2Config, config_path, pairs="pairs", conversations="data")
     config = dataclasses.replace(config, trainer={**config.trainer, **(overrides or {})})
     inherited(config)
     return config
