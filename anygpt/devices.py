@@ -15,6 +15,6 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError):  # each backend has its own for not being there
         raise AnyGPTError(f"device '{name}' is not available here; expected auto, cpu or cuda") from None
     return device

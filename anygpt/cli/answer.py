@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from anygpt.cli.decoding_flags import AS_CONFIGURED, DecodingFlags
 from anygpt.cli.model_flags import UNSET, ModelFlags
+from anygpt.cli.volume_flags import ALL_AT_ONCE, VolumeFlags
 from anygpt.errors import AnyGPTError
 
 if TYPE_CHECKING:
@@ -19,12 +20,7 @@ def answer(
     out: Path,
     model: ModelFlags = UNSET,
     decoding: DecodingFlags = AS_CONFIGURED,
-    image_folder: Path | None = None,
-    num_chunks: int = 1,
-    chunk_idx: int = 0,
-    batch_size: int = 16,
-    workers: int | None = None,
-    seed: int | None = None,
+    volume: VolumeFlags = ALL_AT_ONCE,
 ) -> None:
     """Have a chat model answer questions about pictures.
 
@@ -38,16 +34,10 @@ def answer(
         questions: The file of questions.
         out: The JSONL file to make.
         model_name_or_path: Folder of a chat model, or the name of a shipped one; without it the shipped chat model.
-        image_folder: Where the paths of pictures start from; without it the current folder.
-        num_chunks: Make so many parts of the questions, each to be answered by a command of its own.
-        chunk_idx: The part to answer, from 0.
-        batch_size: Answers made together.
-        workers: Number of processes, each with the model and one thread on a CPU; without it one for each GPU, or none.
-        seed: The same seed gives the same answers.
     """
-    from anygpt.cli.answer_file import Outcome, Question, answer_questions, chunk, with_chat_model
+    from anygpt.cli.answer_file import Outcome, Question, answer_questions, with_chat_model
 
-    asked = chunk(_read(questions), num_chunks=num_chunks, chunk_idx=chunk_idx)
+    asked = _read(questions)
     model = with_chat_model(model)
     name = Path(str(model.model_name_or_path)).name
 
@@ -68,10 +58,7 @@ def answer(
         row,
         model=model,
         decoding=decoding,
-        image_folder=image_folder,
-        batch_size=batch_size,
-        workers=workers,
-        seed=seed,
+        volume=volume,
         unit="answer",
     )
 

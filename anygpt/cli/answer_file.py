@@ -19,6 +19,7 @@ from anygpt.cli.chat import DEFAULT_MODEL
 from anygpt.cli.decoding_flags import DecodingFlags
 from anygpt.cli.model_flags import ModelFlags
 from anygpt.cli.prompt_file import settings_sha256, write_steps
+from anygpt.cli.volume_flags import VolumeFlags
 from anygpt.data.convert.source import contents, is_array
 from anygpt.data.resumable import Job, ResumableJsonl, check_same
 from anygpt.data.workers import device_names, ordered_map
@@ -126,31 +127,30 @@ def answer_questions(
     *,
     model: ModelFlags,
     decoding: DecodingFlags,
-    image_folder: Path | None,
-    batch_size: int,
-    workers: int | None,
-    seed: int | None,
+    volume: VolumeFlags,
     unit: str,
     is_array: bool = False,
 ) -> None:
     """Answer questions, all captions or none, and write what `row` makes of them to `out`, in order.
 
-    Questions that can't be answered go to `<out>.errors.jsonl` with the reason. Prints the output's path, and on
+    Of `questions` the part that `volume` names. Questions that can't be answered go to `<out>.errors.jsonl` with the reason. Prints the output's path, and on
     standard error a progress bar and the counts. Raises AnyGPTError for flags that can't be meant, and for an output
     made from something else.
     """
-    for flag, number in (("--batch-size", batch_size), ("--workers", workers)):
-        if number is not None and number < 1:
-            raise AnyGPTError(f"{flag} is {number}, expected at least 1")
+    volume.check()
+    questions = volume.part(questions)
     Policy().override(decoding.settings())  # a value out of range is no reason to load a model
     files = ResumableJsonl(out, AnswerJob, is_array=is_array)
     recorded = files.recorded()
+    seed = volume.seed
+    if seed is None:
+        seed = recorded.job.seed if recorded is not None else secrets.randbelow(2**31)
     job = AnswerJob(
         questions_sha256=hashlib.sha256(json.dumps([asdict(each) for each in questions]).encode()).hexdigest(),
         settings_sha256=settings_sha256(),
         decoding={name: str(value) for name, value in decoding.settings().items()},
         model=model.deciding(),
-        seed=seed if seed is not None else recorded.job.seed if recorded is not None else secrets.randbelow(2**31),
+        seed=seed,
     )
     if recorded is not None:
         check_same(recorded.job, job, files.out if files.out.exists() else files.partial)
@@ -163,26 +163,15 @@ def answer_questions(
             model=model,
             devices=devices,
             decoding=decoding,
-            image_folder=image_folder,
-            batch_size=batch_size,
+            image_folder=volume.image_folder,
+            batch_size=volume.batch_size,
             seed=job.seed,
         )
-        progress = write_steps(
-            files, job, questions, partial(_answers, asking, workers or len(devices)), partial(_step, row), unit=unit
-        )
+        answers = partial(_answers, asking, volume.workers or len(devices))
+        progress = write_steps(files, job, questions, answers, partial(_step, row), unit=unit)
         written, skipped = progress.written, progress.skipped
     print(f"{written} {unit}s" + (f", {skipped} skipped, see {files.errors}" if skipped else ""), file=sys.stderr)
     print(files.out)
-
-
-def chunk(questions: Sequence[Question], *, num_chunks: int, chunk_idx: int) -> Sequence[Question]:
-    """Part `chunk_idx` (from 0) of `num_chunks`, all but the last equally long. Raises AnyGPTError."""
-    if num_chunks < 1:
-        raise AnyGPTError(f"--num-chunks is {num_chunks}, expected at least 1")
-    if not 0 <= chunk_idx < num_chunks:
-        raise AnyGPTError(f"--chunk-idx is {chunk_idx}, expected 0 to {num_chunks - 1}, one less than --num-chunks")
-    size = -(-len(questions) // num_chunks)
-    return questions[chunk_idx * size : (chunk_idx + 1) * size]
 
 
 def rows_of(source: Path) -> Iterator[tuple[str, Any]]:

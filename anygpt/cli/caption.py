@@ -8,6 +8,7 @@ from typing import Any
 
 from anygpt.cli.decoding_flags import AS_CONFIGURED, DecodingFlags
 from anygpt.cli.model_flags import UNSET, ModelFlags
+from anygpt.cli.volume_flags import ALL_AT_ONCE, VolumeFlags
 from anygpt.errors import AnyGPTError
 
 ARRAY_SUFFIX = ".json"
@@ -20,12 +21,7 @@ def caption(
     instruction: str | None = None,
     model: ModelFlags = UNSET,
     decoding: DecodingFlags = AS_CONFIGURED,
-    image_folder: Path | None = None,
-    num_chunks: int = 1,
-    chunk_idx: int = 0,
-    batch_size: int = 16,
-    workers: int | None = None,
-    seed: int | None = None,
+    volume: VolumeFlags = ALL_AT_ONCE,
 ) -> None:
     """Describe many pictures.
 
@@ -41,16 +37,10 @@ def caption(
         instruction: What to ask a chat model about each; without it they are prompts image|text to a base model.
         model_name_or_path: Folder of a model, or the name of a shipped one; without it the shipped base model, or
             with --instruction the shipped chat model.
-        image_folder: Where the paths of a list start from; without it the current folder.
-        num_chunks: Make so many parts of the pictures, each to be captioned by a command of its own.
-        chunk_idx: The part to caption, from 0.
-        batch_size: Captions made together.
-        workers: Number of processes, each with the model and one thread on a CPU; without it one for each GPU, or none.
-        seed: The same seed gives the same captions.
     """
-    from anygpt.cli.answer_file import Outcome, Question, answer_questions, chunk, with_chat_model
+    from anygpt.cli.answer_file import Outcome, Question, answer_questions, with_chat_model
 
-    if image_folder is not None and not Path(images).expanduser().is_file():
+    if volume.image_folder is not None and not Path(images).expanduser().is_file():
         raise AnyGPTError("--image-folder says where the paths of a list start from, but IMAGES is none")
     listed = enumerate(_paths(images))
     questions = [Question(number=number, image=path, text=instruction) for number, path in listed]
@@ -61,15 +51,12 @@ def caption(
         return {question.image: outcome.text} if is_array else {"image": question.image, "text": outcome.text}
 
     answer_questions(
-        chunk(questions, num_chunks=num_chunks, chunk_idx=chunk_idx),
+        questions,
         out,
         row,
         model=model if instruction is None else with_chat_model(model),
         decoding=decoding,
-        image_folder=image_folder,
-        batch_size=batch_size,
-        workers=workers,
-        seed=seed,
+        volume=volume,
         unit="caption",
         is_array=is_array,
     )

@@ -138,5 +138,5 @@ def _serve(connection: Connection, setup: Callable[[int], Callable[[Any], Any]],
         return
     except AnyGPTError as error:
         connection.send(("mistake", str(error)))
-    except Exception:
+    except Exception:  # whatever it is, the parent raises it
         connection.send(("failure", traceback.format_exc()))

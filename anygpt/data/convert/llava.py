@@ -8,7 +8,7 @@ in the text is not kept: chat puts the media of a message before its text. Rows 
 An answer before the first question is left out, as in LLaVA's own preprocessing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from anygpt.data.dialogue import MediaRef, Message
@@ -22,19 +22,10 @@ ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "
 
 def read_llava(row: Mapping[str, Any]) -> list[Message]:
     """The messages of a row; see `JsonSource`. Raises AnyGPTError naming the message and the field."""
-    items = row.get("conversations")
-    if not isinstance(items, list) or not items:
-        raise AnyGPTError("field 'conversations' is missing or empty, expected a list of messages")
     names = _names(row)
     messages: list[Message] = []
     used = 0
-    for number, item in enumerate(items, start=1):
-        where = f"message {number}"
-        if not isinstance(item, dict) or not isinstance(item.get("value"), str):
-            raise AnyGPTError(f"{where} is not an object with from and value")
-        role = ROLES.get(item["from"]) if isinstance(item.get("from"), str) else None
-        if role is None:
-            raise AnyGPTError(f"{where}: 'from' is {item.get('from')!r}, expected human or gpt")
+    for where, role, item in spoken(row.get("conversations")):
         marks = item["value"].count(MARK)
         if role == "assistant":
             if marks:
@@ -48,6 +39,20 @@ def read_llava(row: Mapping[str, Any]) -> list[Message]:
     if used != len(names):
         raise AnyGPTError(f"{used} {MARK} marks, but {len(names)} names of pictures")
     return messages
+
+
+def spoken(items: Any) -> Iterator[tuple[str, Role, dict[str, Any]]]:
+    """The place, role and object of each message, whose `value` is text. Raises AnyGPTError."""
+    if not isinstance(items, list) or not items:
+        raise AnyGPTError("field 'conversations' is missing or empty, expected a list of messages")
+    for number, item in enumerate(items, start=1):
+        where = f"message {number}"
+        if not isinstance(item, dict) or not isinstance(item.get("value"), str):
+            raise AnyGPTError(f"{where} is not an object with from and value")
+        role = ROLES.get(item["from"]) if isinstance(item.get("from"), str) else None
+        if role is None:
+            raise AnyGPTError(f"{where}: 'from' is {item.get('from')!r}, expected human or gpt")
+        yield where, role, item
 
 
 def _names(row: Mapping[str, Any]) -> list[str]:

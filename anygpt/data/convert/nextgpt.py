@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from anygpt.data.convert.llava import MARK, ROLES
+from anygpt.data.convert.llava import MARK, spoken
 from anygpt.data.dialogue import MediaRef, Message
 from anygpt.data.plain_text import checked_text
 from anygpt.data.tars import EXTENSIONS
@@ -42,18 +42,12 @@ _MARK = re.compile(r"<(?:(?P<kind>image|audio|video)|(?P<tag>Image|Audio|Video)>
 def read_nextgpt(row: Mapping[str, Any]) -> list[Message]:
     """The messages of a row; see `JsonSource`. Raises AnyGPTError naming the message and the field."""
     items = next((row[name] for name in CONTAINERS if name in row), None)
-    if not isinstance(items, list) or not items:
-        raise AnyGPTError("field 'conversations' is missing or empty, expected a list of messages")
     names = _Names(row)
-    has_hints = any(isinstance(item, dict) and item.keys() & set(HINTS.values()) for item in items)
+    has_hints = isinstance(items, list) and any(
+        isinstance(item, dict) and item.keys() & set(HINTS.values()) for item in items
+    )
     messages: list[Message] = []
-    for number, item in enumerate(items, start=1):
-        where = f"message {number}"
-        if not isinstance(item, dict) or not isinstance(item.get("value"), str):
-            raise AnyGPTError(f"{where} is not an object with from and value")
-        role = ROLES.get(item["from"]) if isinstance(item.get("from"), str) else None
-        if role is None:
-            raise AnyGPTError(f"{where}: 'from' is {item.get('from')!r}, expected human or gpt")
+    for where, role, item in spoken(items):
         refs = [ref for mark in _MARK.finditer(item["value"]) for ref in names.marked(mark, role, where)]
         if not refs:
             hint = item.get(HINTS[role]) if has_hints else None if messages else names.kind
