@@ -133,9 +133,9 @@ def answer_questions(
 ) -> None:
     """Answer questions, all captions or none, and write what `row` makes of them to `out`, in order.
 
-    Of `questions` the part that `volume` names. Questions that can't be answered go to `<out>.errors.jsonl` with the reason. Prints the output's path, and on
-    standard error a progress bar and the counts. Raises AnyGPTError for flags that can't be meant, and for an output
-    made from something else.
+    Of `questions` the part that `volume` names. Questions that can't be answered go to `<out>.errors.jsonl` with the
+    reason. Prints the output's path, and on standard error a progress bar and the counts. Raises AnyGPTError for flags
+    that can't be meant, and for an output made from something else.
     """
     volume.check()
     questions = volume.part(questions)

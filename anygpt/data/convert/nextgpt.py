@@ -41,13 +41,11 @@ _MARK = re.compile(r"<(?:(?P<kind>image|audio|video)|(?P<tag>Image|Audio|Video)>
 
 def read_nextgpt(row: Mapping[str, Any]) -> list[Message]:
     """The messages of a row; see `JsonSource`. Raises AnyGPTError naming the message and the field."""
-    items = next((row[name] for name in CONTAINERS if name in row), None)
+    items = list(spoken(next((row[name] for name in CONTAINERS if name in row), None)))
     names = _Names(row)
-    has_hints = isinstance(items, list) and any(
-        isinstance(item, dict) and item.keys() & set(HINTS.values()) for item in items
-    )
+    has_hints = any(item.keys() & set(HINTS.values()) for _, _, item in items)
     messages: list[Message] = []
-    for where, role, item in spoken(items):
+    for where, role, item in items:
         refs = [ref for mark in _MARK.finditer(item["value"]) for ref in names.marked(mark, role, where)]
         if not refs:
             hint = item.get(HINTS[role]) if has_hints else None if messages else names.kind
