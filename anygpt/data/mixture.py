@@ -78,6 +78,9 @@ class SourceConfig:
     level_weights: tuple[float, ...] = ()
     """Loss weight of an answer's codes, for each level of the codebooks; without it all levels count 1. The first
     levels carry what is played, the last ones mostly noise, and yet the largest part of the loss."""
+    drop_input: float = 0.0
+    """Share of the examples from text to media that lack the text: what `guidance_scale` leads away from has to be
+    learned (Ho and Salimans 2022, section 3.2)."""
     form: Literal["base", "chat"] = "base"
     """Whether examples are written in the base template or as one round of the checkpoint's chat template."""
 
@@ -85,6 +88,10 @@ class SourceConfig:
         get_modality(self.modality)
         if self.weight <= 0:
             raise ConfigError(f"data: {self.path}: weight is {self.weight}, expected more than 0")
+        if not 0 <= self.drop_input < 1:
+            raise ConfigError(f"data: {self.path}: drop_input is {self.drop_input}, expected 0 to less than 1")
+        if self.drop_input and self.form == "chat":
+            raise ConfigError(f"data: {self.path}: drop_input is for form base; conversations are not guided")
 
 
 def code_weights(block: Block, level_weights: Sequence[float], path: Path) -> dict[int, float]:
@@ -140,11 +147,21 @@ class PairSource:
             raise ConfigError(f"{self.config.path}: no line is left for training; lower validation_fraction")
         return train, validation
 
-    def example(self, index: int, direction: Direction, instruction: str, *, answer_only: bool = False) -> Example:
+    def example(
+        self,
+        index: int,
+        direction: Direction,
+        instruction: str,
+        *,
+        answer_only: bool = False,
+        drop_input: bool = False,
+    ) -> Example:
         """Line `index` as a training example; `answer_only` gives the question no weight, to measure the answer."""
         text, media = self.pair(index)
         if self.config.form == "base":
-            rendered = render_pretrain(direction, instruction, text, media, self.vocab, train_question=False)
+            rendered = render_pretrain(
+                direction, instruction, text, media, self.vocab, train_question=False, drop_input=drop_input
+            )
         else:
             rendered = self._chat(direction, instruction, text, media)
         question = 0.0 if answer_only else self.config.question_weight
@@ -170,7 +187,9 @@ class PairSource:
 
     def draw(self, index: int, rng: random.Random) -> Example:
         direction = rng.choice(self.directions)
-        return self.example(index, direction, self.prompts.sample(self.spec.name, direction, rng))
+        instruction = self.prompts.sample(self.spec.name, direction, rng)
+        share = self.config.drop_input if direction == "text2x" else 0.0
+        return self.example(index, direction, instruction, drop_input=share > 0 and rng.random() < share)
 
     def validation_sets(self, limit: int) -> dict[str, list[Example]]:
         """Per direction, in the canonical wording."""

@@ -120,14 +120,18 @@ def render_pretrain(
     vocab: Vocabulary,
     *,
     train_question: bool = True,
+    drop_input: bool = False,
 ) -> Rendered:
     """One pre-training example, `<s>` and `</s>` included.
 
-    As published all of it is trained; `train_question=False` trains the answer only, to measure its loss.
+    As published all of it is trained; `train_question=False` trains the answer only, to measure its loss. With
+    `drop_input` the answer follows the instruction alone, as where classifier-free guidance reads the prompt without
+    its input.
     """
     source: Segment = media if direction == "x2text" else Text(text)
     target: Segment = Text(text) if direction == "x2text" else media
-    parts = [_Part(segment, train_question) for segment in question(direction, instruction, [source])]
+    asked = question(direction, instruction, [] if drop_input else [source])
+    parts = [_Part(segment, train_question) for segment in asked]
     parts += [_Part(segment, True) for segment in load_templates().base.fill("answer", output=[target])]
     ids, loss_mask = _encode(parts, vocab)
     return Rendered([*ids, vocab.text_eos_id], [train_question, *loss_mask[1:], True])

@@ -6,6 +6,7 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -218,6 +219,23 @@ def test_unfit_level_weights_are_refused(data: Path, vocab: Vocabulary, weights:
     config = SourceConfig(path=data / "music.jsonl", modality="music", level_weights=weights)
     with pytest.raises(ConfigError, match="music.jsonl: level_weights is .* expected 4 numbers of 0 or more for music"):
         PairSource(config, vocab, TaskPrompts.load(), validation_fraction=0.2)
+
+
+def test_a_share_of_examples_has_no_text_to_make_them_from(data: Path, vocab: Vocabulary) -> None:
+    config = SourceConfig(path=data / "image.jsonl", modality="image", drop_input=0.25)
+    source = PairSource(config, vocab, TaskPrompts.load(), validation_fraction=0.1)
+    line, rng = source.split[0][0], random.Random(0)
+    text, _ = source.pair(line)
+    drawn = [vocab.decode_text(source.draw(line, rng).ids) for _ in range(2000)]
+    from_text = [words for words in drawn if "This is input:" in words]
+    assert 0.2 < sum(text not in words for words in from_text) / len(from_text) < 0.3
+    assert all(text in words for words in drawn if words not in from_text)
+
+
+@pytest.mark.parametrize("fields", [{"drop_input": 1.0}, {"drop_input": -0.1}, {"drop_input": 0.1, "form": "chat"}])
+def test_an_unfit_share_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="image.jsonl: drop_input is"):
+        SourceConfig(path=Path("image.jsonl"), modality="image", **fields)
 
 
 def test_pairs_can_be_rounds_of_a_chat(data: Path, vocab: Vocabulary) -> None:

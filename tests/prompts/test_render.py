@@ -117,6 +117,9 @@ def test_both_directions_of_every_modality(vocab: Vocabulary, name: str):
     )
     prompt = render_base("text2x", "Make it.", [Text("a caption")], vocab)
     assert from_text.ids[: len(prompt)] == prompt
+    unprompted = render_pretrain("text2x", "Make it.", "a caption", media, vocab, drop_input=True)
+    prompt = render_base("text2x", "Make it.", [], vocab)
+    assert unprompted.ids == prompt + from_text.ids[len(from_text.ids) - len(unprompted.ids) + len(prompt) :]
 
 
 def test_the_answer_alone_can_be_measured(vocab: Vocabulary):
