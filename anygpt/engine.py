@@ -368,8 +368,12 @@ class AnyGPT:
 
     @cached_property
     def chat_policies(self) -> dict[str, Policy]:
-        """Those of `policies`, with chat's own for text (`generate_config.json`)."""
-        return {**self.policies, **load_policies(self._config_dir or resource("config"), [], text="")}
+        """Those of `policies` without guidance, which conversations don't have, and chat's own for text
+        (`generate_config.json`)."""
+        # Guidance needs the same conversation without what was asked for. What the model has said of the picture before
+        # it begins would still be there, so that hardly anything would be left to guide by.
+        unguided = {name: replace(policy, guidance_scale=1.0) for name, policy in self.policies.items()}
+        return {**unguided, **load_policies(self._config_dir or resource("config"), [], text="")}
 
     @cached_property
     def chat_grammar(self) -> Grammar:

@@ -132,8 +132,8 @@ class Session:
         `media` go before the text; a spoken instruction is `("speech", path)` among them. `answer` names what the
         answer must contain: a modality, or "text" for text only; None leaves it to the model. `voice` is a sample of
         the voice for speech. `policies`, by modality or "text", take the place of the model's own; `settings` are
-        fields of the answer's `Policy` (that of text for None). `guidance_scale` has to be 1, in the policy files as
-        well.
+        fields of the answer's `Policy` (that of text for None). Conversations are not guided, whatever the policy files
+        say: `guidance_scale` has to be 1 in both.
 
         Where the iteration stops before `Done`, by an error or because it isn't carried on, the conversation is as
         it was. Raises AnyGPTError for an empty message, unfit media, unknown settings, a message that exceeds the
@@ -353,14 +353,12 @@ def _check_segments(turn: Turn, where: str) -> None:
 
 
 def _check_unguided(policies: Mapping[str, Policy], names: Iterable[str]) -> None:
-    # Guidance needs the same conversation without what was asked for. What the model has said of the picture before
-    # it begins would still be there, so that hardly anything would be left to guide by.
     for name in names:
         scale = policies[name].guidance_scale
         if scale != 1.0:
             raise AnyGPTError(
-                f"'guidance_scale' of {name} is {scale:g}, and conversations are not guided: leave it at 1 here and in "
-                f"{name}_generate_config.json, or use a base prompt"
+                f"'guidance_scale' of {name} is {scale:g}, and conversations are not guided: leave it at 1, or use a "
+                f"base prompt"
             )
 
 

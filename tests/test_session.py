@@ -1,5 +1,7 @@
 """Conversations on a tiny random model: what they remember, what they compute, and that nothing half-done remains."""
 
+import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -404,6 +406,18 @@ def test_bad_messages(session: Session, arguments: dict[str, Any], error: type[E
         list(session.send(**{"text": "hello", **arguments}))
     assert "\n" not in str(caught.value)
     assert session.turns == [QUESTION, ANSWER]
+
+
+def test_conversations_are_not_guided_though_prompts_are(tiny_home: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_home / "config", tmp_path / "config")
+    file = tmp_path / "config" / "image_generate_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"guidance_scale": 3.0}))
+    guided = AnyGPT.from_pretrained(config_dir=tmp_path / "config")
+    assert guided.policies["image"].guidance_scale == 3.0
+    own, plain = (
+        [*model.session(seed=5).send("draw", answer="image")][-1] for model in (guided, AnyGPT.from_pretrained())
+    )
+    assert isinstance(own, Done) and own == plain
 
 
 @pytest.mark.parametrize(
