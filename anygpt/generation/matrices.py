@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anygpt.generation import packed_matrix
+from anygpt.generation.packed_matrix import PackedMatrix
 from anygpt.generation.weight_memory import WeightMemory
 
 SPLIT_INPUTS = 4096
@@ -47,7 +49,7 @@ class SplitMatrix:
 class Int8Matrix:
     """Weights as int8, with a scale for each output; activations stay floats.
 
-    A weight is its integer, -127 to 127, times the scale of its row.
+    A weight is its integer, -127 to 127, times the scale of its row. On x86 it is then packed (`PackedMatrix`).
     """
 
     weights_OI: Tensor
@@ -72,7 +74,7 @@ class Int8Matrix:
         return self.weights_OI.float() * self.scales_O.float()[:, None]
 
 
-Matrix = Tensor | SplitMatrix | Int8Matrix
+Matrix = Tensor | SplitMatrix | Int8Matrix | PackedMatrix
 """A plain tensor is [I, O]."""
 
 
@@ -93,6 +95,8 @@ def outputs(matrix: Matrix, some: range) -> Matrix:
         return SplitMatrix(tuple(part_OI[rows] for part_OI in matrix.parts_OI))
     if isinstance(matrix, Int8Matrix):
         return Int8Matrix(matrix.weights_OI[rows], matrix.scales_O[rows])
+    if isinstance(matrix, PackedMatrix):
+        return matrix.outputs(some)
     return matrix[:, rows]
 
 
@@ -103,6 +107,9 @@ def activation_type(dtype: torch.dtype) -> torch.dtype:
 
 def place(weights: Iterable[Tensor], outputs: int, inputs: int, *, dtype: torch.dtype, memory: WeightMemory) -> Matrix:
     """One matrix of `outputs` in all from weights [o, I] of any type that share their input, read one at a time."""
+    if dtype == torch.int8 and packed_matrix.is_available(memory.device):
+        plain = _quantised(weights, outputs, inputs, WeightMemory(memory.device))
+        return PackedMatrix.pack(plain.weights_OI, plain.scales_O)
     if dtype == torch.int8:
         return _quantised(weights, outputs, inputs, memory)
     if dtype == torch.bfloat16 and memory.device.type == "cpu":
