@@ -4,10 +4,12 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -21,7 +23,7 @@ from anygpt.serving import schemas
 from anygpt.serving.answers import Answers
 from anygpt.serving.endpoints import Endpoints
 from anygpt.serving.errors import ApiError, error_body
-from anygpt.serving.gate import Gate, Places
+from anygpt.serving.gate import OPEN_PATHS, Gate, Places
 from anygpt.serving.media import SOUND_FORMATS, MediaLimits, MediaReader
 from anygpt.serving.metrics import Metrics
 from anygpt.serving.scheduler import Scheduler
@@ -97,7 +99,7 @@ def create_app(model: "AnyGPT", names: list[str], settings: ServerSettings) -> F
 
     # Its pages of the API bring their scripts along, where FastAPI's own fetch them from another site.
     app = FastAPIOffline(title="AnyGPT", version=__version__, description=DESCRIPTION, lifespan=lifespan)
-    _add_routes(app, endpoints)
+    _add_routes(app, endpoints, needs_key=bool(settings.keys))
     _add_error_handlers(app)
     app.add_middleware(
         Gate,
@@ -125,7 +127,9 @@ def load_all(model: "AnyGPT") -> None:
             logger.warning("%s can be neither read nor made: %s", name, error)
 
 
-def _add_routes(app: FastAPI, endpoints: Endpoints) -> None:
+def _add_routes(app: FastAPI, endpoints: Endpoints, *, needs_key: bool) -> None:
+    # The gate compares keys; this has the page of the API ask for one.
+    key = [Depends(HTTPBearer(auto_error=False, description="One of the server's keys"))] if needs_key else []
     errors: dict[int | str, dict[str, Any]] = {
         "4XX": {"model": schemas.ErrorResponse},
         "5XX": {"model": schemas.ErrorResponse},
@@ -138,7 +142,8 @@ def _add_routes(app: FastAPI, endpoints: Endpoints) -> None:
         method: str, path: str, handler: Callable[..., Any], content: dict[str, Any] | None = None, **options: Any
     ) -> None:
         responses = errors | ({200: {"content": content}} if content is not None else {})
-        app.add_api_route(path, handler, methods=[method], responses=responses, **options)
+        dependencies = [] if path in OPEN_PATHS else key
+        app.add_api_route(path, handler, methods=[method], responses=responses, dependencies=dependencies, **options)
 
     sounds: dict[str, Any] = {"content": files | stream, "response_class": Response}
     add("POST", "/v1/chat/completions", endpoints.chat, stream, response_model=schemas.ChatCompletion)
@@ -178,9 +183,17 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _as_bad_request(error: RequestValidationError) -> ApiError:
-    """The first mistake, and the field that it is in."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    """The first mistake, and the field that it is in. Of a field with several types each has mistakes of its own: then
+    the one that lies deepest, since it is in the type that was meant."""
+    mistakes = error.errors()
+    field = tuple(takewhile(_is_name, mistakes[0]["loc"]))
+    first = max((one for one in mistakes if one["loc"][: len(field)] == field), key=lambda one: len(one["loc"]))
+    place = [str(part) for part in first["loc"] if _is_name(part) and part not in ("body", "query", "path")]
     param = ".".join(place) or None
-    message = str(first["msg"])
+    message = str(first["msg"]).removeprefix("Value error, ")
     return ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_value")
+
+
+def _is_name(part: str | int) -> bool:
+    """Of a field or item; pydantic's names of types are there as well."""
+    return isinstance(part, int) or part.isidentifier()

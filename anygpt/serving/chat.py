@@ -21,6 +21,7 @@ from anygpt.serving.media import (
     encode_sound,
     to_base64,
 )
+from anygpt.serving.streams import merged
 from anygpt.streaming import AudioChunk
 
 PICTURE_FORMAT = "jpeg"
@@ -39,29 +40,37 @@ class ChatAnswers:
         outcomes = await self._answers.all(works)
         return await self._answers.aside(self._completion, request, works, outcomes)
 
-    async def deltas(self, request: schemas.ChatRequest, work: Work) -> AsyncGenerator[dict[str, Any], None]:
-        """The answer as chunks (`chat.completion.chunk`), the last with the reason why it ended; then the usage, where
-        it is asked for."""
+    async def deltas(self, request: schemas.ChatRequest, works: Sequence[Work]) -> AsyncGenerator[dict[str, Any], None]:
+        """The answers as chunks (`chat.completion.chunk`), the last of each with the reason why it ended; then the
+        usage, where it is asked for."""
         head = self._head("chat.completion.chunk")
+        choices = [self._choice_deltas(request, number, work) for number, work in enumerate(works)]
+        async with aclosing(merged(choices)) as news:
+            async for choice in news:
+                yield {**head, "choices": [choice]}
+        if request.stream_options is not None and request.stream_options.include_usage:
+            usage = schemas.Usage.of(works[0].prompt_length, sum(len(work.answer.ids) for work in works))
+            yield {**head, "choices": [], "usage": usage.model_dump()}
+
+    async def _choice_deltas(
+        self, request: schemas.ChatRequest, number: int, work: Work
+    ) -> AsyncGenerator[dict[str, Any], None]:
         writer = _DeltaWriter(request, self._sounds)
 
-        def chunk(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-            return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}]}
+        def choice(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+            return {"index": number, "delta": delta, "finish_reason": reason, "logprobs": None}
 
-        yield chunk({"role": "assistant"})
+        yield choice({"role": "assistant"})
         streams_sound = _sound_format(request) in STREAMED_FORMATS
         async with aclosing(self._answers.parts(work, streams_sound=streams_sound)) as parts:
             async for part in parts:
                 for delta in await self._written(writer, part):
-                    yield chunk(delta)
+                    yield choice(delta)
                 if writer.is_stopped:
                     break
         for delta in writer.finish():
-            yield chunk(delta)
-        yield chunk({}, "stop" if writer.is_stopped else work.finish_reason)
-        if request.stream_options is not None and request.stream_options.include_usage:
-            usage = schemas.Usage.of(work.prompt_length, len(work.answer.ids))
-            yield {**head, "choices": [], "usage": usage.model_dump()}
+            yield choice(delta)
+        yield choice({}, "stop" if writer.is_stopped else work.finish_reason)
 
     async def _written(self, writer: "_DeltaWriter", part: Part) -> list[dict[str, Any]]:
         """Text is written at once; encoding media may take a while."""

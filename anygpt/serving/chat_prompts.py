@@ -4,10 +4,11 @@ Nothing of a conversation is kept but the sounds of answers, for an hour, since 
 back. The model's template has a system line of its own; what system messages say goes before the first of the user.
 """
 
+import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,12 @@ from anygpt.errors import AnyGPTError, nearest
 from anygpt.forms import TEXT
 from anygpt.generation.grammar import Request
 from anygpt.generation.loop import Answer
+from anygpt.media import Audio
 from anygpt.prompts.render import render
 from anygpt.prompts.segments import Media, Segment, Turn
 from anygpt.prompts.templates import load_templates, strip_segments, user_turn
 from anygpt.serving import schemas
-from anygpt.serving.answers import Work
+from anygpt.serving.answers import Answers, Work
 from anygpt.serving.media import MediaReader
 from anygpt.vocabulary import Text
 
@@ -70,17 +72,27 @@ class SoundMemory:
 
 
 class ChatPrompts:
-    """Makes prompts of chat requests. Its methods block, and may run in any thread."""
+    """Makes prompts of chat requests. A thread gets one medium at a time, so that a request whose client has left, or
+    whose time is over, costs no more than the one that is being read, and requests with many don't hold up others."""
 
-    def __init__(self, model: "AnyGPT", reader: MediaReader, sounds: SoundMemory) -> None:
+    def __init__(self, model: "AnyGPT", answers: Answers, reader: MediaReader, sounds: SoundMemory) -> None:
         self._model = model
+        self._answers = answers
         self._reader = reader
         self._sounds = sounds
 
-    def works(self, request: schemas.ChatRequest, *, seed: int, deadline: float) -> list[Work]:
-        """What there is to do, one for each of the request's `n`. Raises AnyGPTError for what can't be answered."""
+    async def works(self, request: schemas.ChatRequest, *, seed: int, deadline: float) -> list[Work]:
+        """What there is to do, one for each of the request's `n`. Raises AnyGPTError for what can't be answered, and
+        TimeoutError after `deadline`."""
         self._check_size(request.messages)
-        turns = self._turns(request.messages)
+        async with asyncio.timeout_at(deadline):
+            turns = await self._turns(request.messages)
+            voice = await self._voice(request.audio)
+            return await self._answers.prepared(self._works, request, turns, voice, seed, deadline)
+
+    def _works(
+        self, request: schemas.ChatRequest, turns: Sequence[Turn], voice: Audio | None, seed: int, deadline: float
+    ) -> list[Work]:
         spoken = load_templates().message.requests
         hears = any(item.modality in spoken for item in turns[-1].media)
         wanted = self._wanted(request.modalities, hears=hears)
@@ -90,9 +102,7 @@ class ChatPrompts:
         settings: dict[str, dict[str, Any]] = {
             name: dict(policies[name].decoder_settings) for name in self._model.specs
         }
-        if request.audio is not None and request.audio.voice_prompt is not None:
-            where = "audio.voice_prompt"
-            voice = self._reader.voice(self._reader.from_url(request.audio.voice_prompt, where), where)
+        if voice is not None:
             for name, spec in self._model.specs.items():
                 if "voice" in spec.instruction_fields:
                     settings[name]["voice"] = voice
@@ -146,22 +156,22 @@ class ChatPrompts:
         only = names[0] if len(names) == 1 else None
         return replace(Request.chat(only, known, hears=hears), allowed=frozenset(names))
 
-    def _turns(self, messages: Sequence[Any]) -> list[Turn]:
+    async def _turns(self, messages: Sequence[Any]) -> list[Turn]:
         if not isinstance(messages[-1], schemas.UserMessage):
             raise AnyGPTError(f"messages: the last is by '{messages[-1].role}', expected 'user'")
         system = [_joined(message.content) for message in messages if isinstance(message, schemas.SystemMessage)]
         turns: list[Turn] = []
         for number, message in enumerate(messages):
             if isinstance(message, schemas.UserMessage):
-                turns.append(self._user(message, f"messages[{number}]", system))
+                turns.append(await self._user(message, f"messages[{number}]", system))
                 system = []
             elif isinstance(message, schemas.AssistantMessage):
-                turns.append(self._assistant(message, f"messages[{number}]"))
+                turns.append(await self._assistant(message, f"messages[{number}]"))
             if turns and not turns[-1].segments:
                 raise AnyGPTError(f"messages[{number}] is empty")
         return turns
 
-    def _user(self, message: schemas.UserMessage, where: str, system: Sequence[str]) -> Turn:
+    async def _user(self, message: schemas.UserMessage, where: str, system: Sequence[str]) -> Turn:
         parts = (
             [schemas.TextPart(type="text", text=message.content)]
             if isinstance(message.content, str)
@@ -173,29 +183,36 @@ class ChatPrompts:
             if isinstance(part, schemas.TextPart):
                 texts.append(part.text)
             elif isinstance(part, schemas.ImagePart):
-                media.append(self._media("image", self._reader.from_url(part.image_url.url, place), place))
+                media.append(await self._media("image", self._reader.from_url, part.image_url.url, place))
             else:
-                content = self._reader.from_base64(part.input_audio.data, place)
-                media.append(self._media(part.input_audio.modality, content, place))
+                sound = part.input_audio
+                media.append(await self._media(sound.modality, self._reader.from_base64, sound.data, place))
         return user_turn("\n\n".join(filter(None, map(str.strip, texts))), media)
 
-    def _assistant(self, message: schemas.AssistantMessage, where: str) -> Turn:
+    async def _assistant(self, message: schemas.AssistantMessage, where: str) -> Turn:
         text = _joined(message.content or "")
         media: list[Segment] = []
         for number, part in enumerate(message.images or []):
             place = f"{where}.images[{number}]"
-            media.append(self._media("image", self._reader.from_url(part.image_url.url, place), place))
+            media.append(await self._media("image", self._reader.from_url, part.image_url.url, place))
         if message.audio is not None:
             kept = self._sounds.get(message.audio.id)
             text = text or kept.transcript
             media.append(Media(kept.modality, kept.codes_KT))
         return Turn("assistant", strip_segments([Text(text), *media]))
 
-    def _media(self, name: str, content: bytes, where: str) -> Media:
+    async def _media(self, name: str, read: Callable[[str, str], bytes], source: str, where: str) -> Media:
         if name not in self._model.specs:
             known = ", ".join(self._model.specs)
             raise AnyGPTError(f"{where}: the model has no modality '{name[:40]}'; it has {known}")
-        return Media(name, self._reader.encode(name, content, where))
+        return Media(name, await self._answers.prepared(lambda: self._reader.encode(name, read(source, where), where)))
+
+    async def _voice(self, options: schemas.AudioOptions | None) -> Audio | None:
+        """The sample of a voice that the answer's speech is to have."""
+        if options is None or (source := options.voice_prompt) is None:
+            return None
+        where = "audio.voice_prompt"
+        return await self._answers.prepared(lambda: self._reader.voice(self._reader.from_url(source, where), where))
 
 
 def _text_settings(request: schemas.ChatRequest) -> dict[str, Any]:

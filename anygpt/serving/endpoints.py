@@ -68,7 +68,7 @@ class Endpoints:
         self._timeout_s = timeout_s
         self._created = int(time.time())
         sounds = SoundMemory()
-        self._chat_prompts = ChatPrompts(model, reader, sounds)
+        self._chat_prompts = ChatPrompts(model, answers, reader, sounds)
         self._chat_answers = ChatAnswers(answers, sounds, names[0])
 
     async def health(self) -> Response:
@@ -100,15 +100,10 @@ class Endpoints:
         self._check_model(request.model)
         if (field := request.unsupported()) is not None:
             raise ApiError(400, f"{field} is not supported", param=field, code="unsupported_parameter")
-        if request.stream and (request.n or 1) > 1:
-            raise ApiError(400, "n is above 1, and streamed answers come one at a time", param="n")
-        works = await self._answers.prepared(
-            lambda deadline: self._chat_prompts.works(request, seed=_seed(request.seed), deadline=deadline),
-            self._deadline(),
-        )
+        works = await self._chat_prompts.works(request, seed=_seed(request.seed), deadline=self._deadline())
         self._count(works)
         if request.stream:
-            return Streamed(events(self._chat_answers.deltas(request, works[0])), EVENT_STREAM)
+            return Streamed(events(self._chat_answers.deltas(request, works)), EVENT_STREAM)
         completion = await self._chat_answers.completion(request, works)
         return _json(completion)
 
@@ -149,7 +144,8 @@ class Endpoints:
         outcome = await self._answers.whole(work)
         if response_format == "text":
             return PlainTextResponse(outcome.text + "\n")
-        return _json(schemas.Transcription(text=outcome.text))
+        answer = {"text": outcome.text, "usage": _transcript_usage(work, outcome.ids)}
+        return _json(schemas.Transcription.model_validate(answer))
 
     async def _transcript(self, work: Work) -> AsyncGenerator[dict[str, Any], None]:
         text = ""
@@ -158,7 +154,7 @@ class Endpoints:
                 if isinstance(part, TextPiece):
                     text += part.text
                     yield {"type": "transcript.text.delta", "delta": part.text}
-        usage = {"type": "tokens", **_token_usage(work, len(work.answer.ids))}
+        usage = _transcript_usage(work, len(work.answer.ids))
         yield {"type": "transcript.text.done", "text": text, "usage": usage}
 
     async def _sound(self, name: str, request: schemas.SoundRequest) -> Response:
@@ -304,6 +300,10 @@ def _piece(encoder: SoundEncoder | None, part: Part, form: str) -> bytes:
 def _token_usage(work: Work, generated: int) -> dict[str, int]:
     read = work.prompt_length
     return {"input_tokens": read, "output_tokens": generated, "total_tokens": read + generated}
+
+
+def _transcript_usage(work: Work, generated: int) -> dict[str, Any]:
+    return {"type": "tokens", **_token_usage(work, generated)}
 
 
 def _seed(given: int | None) -> int:

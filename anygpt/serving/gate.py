@@ -17,9 +17,9 @@ from anygpt.serving.errors import ApiError, error_body
 from anygpt.serving.metrics import Metrics
 
 OPEN_PATHS = ("/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+"""Those that need no key."""
 OPEN_FOLDER = "/static-offline-docs/"
 """The scripts of the pages among them."""
-"""Those that need no key."""
 CLIENT_LEFT = 499
 DRAIN_BYTES = 200_000_000
 DRAIN_S = 10.0

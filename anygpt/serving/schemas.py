@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MAX_TEXT = 100_000
 MAX_CHOICES = 8
@@ -24,6 +24,12 @@ def _affordable(size: str) -> str:
     if size != "auto" and max(map(int, size.split("x"))) > MAX_SIDE_PX:
         raise ValueError(f"the limit is {MAX_SIDE_PX} on each side")
     return size
+
+
+def _unchanged(speed: float | None) -> float | None:
+    if speed not in (None, 1.0):
+        raise ValueError("1 is the only speed")
+    return speed
 
 
 PlainText = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_encodable)]
@@ -207,7 +213,7 @@ class SpeechRequest(SoundRequest):
     voice: Any = Field(None, description="A name or object; the model has no named voices, and takes any.")
     voice_prompt: str | None = Field(None, description="Extension: data URL of a sample of the voice.")
     instructions: PlainText | None = Field(None, description="Has no effect.")
-    speed: float | None = Field(None, description="1 is the only speed.")
+    speed: Annotated[float | None, AfterValidator(_unchanged)] = Field(None, description="1 is the only speed.")
 
     @property
     def text(self) -> str:
@@ -216,12 +222,6 @@ class SpeechRequest(SoundRequest):
     @property
     def voice_sample(self) -> str | None:
         return self.voice_prompt
-
-    @model_validator(mode="after")
-    def _check_speed(self) -> "SpeechRequest":
-        if self.speed not in (None, 1.0):
-            raise ValueError("speed: 1 is the only speed")
-        return self
 
 
 class MusicRequest(SoundRequest):
@@ -329,8 +329,16 @@ class ImagesResponse(BaseModel):
     usage: ImageUsage
 
 
+class TranscriptionUsage(BaseModel):
+    type: Literal["tokens"]
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
 class Transcription(BaseModel):
     text: str
+    usage: TranscriptionUsage
 
 
 class Health(BaseModel):

@@ -3,9 +3,9 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
@@ -15,11 +15,10 @@ from anygpt.errors import AnyGPTError, CheckpointError
 from anygpt.serving.errors import ApiError, error_body
 from anygpt.serving.scheduler import ModelFailure
 
+T = TypeVar("T")
 EVENT_STREAM = "text/event-stream"
 TOLD = (HTTPException, AnyGPTError, TimeoutError, ModelFailure)
 """Errors that are answers; others are bugs."""
-
-
 KEEP_ALIVE_S = 10.0
 """Server-sent events that pause for so long get a comment, which clients skip: what stands between, proxies for one,
 closes connections that are silent. An answer may wait for its place, or for its picture to be painted."""
@@ -82,6 +81,36 @@ async def begun(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, No
                 yield piece
 
     return pieces()
+
+
+async def merged(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    """The items of several sources as they come; all are closed at the end, and when one of them raises."""
+    news: asyncio.Queue[T | Exception | None] = asyncio.Queue(maxsize=1)
+
+    async def hand_on(source: AsyncGenerator[T, None]) -> None:
+        try:
+            async with aclosing(source) as items:
+                async for item in items:
+                    await news.put(item)
+            await news.put(None)
+        except Exception as error:  # raised again where the items are awaited
+            await news.put(error)
+
+    tasks = [asyncio.create_task(hand_on(source)) for source in sources]
+    unfinished = len(tasks)
+    try:
+        while unfinished:
+            item = await news.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                unfinished -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def events(source: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:

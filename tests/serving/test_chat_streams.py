@@ -1,6 +1,9 @@
 """Stop sequences and streamed sound, piece by piece against all at once."""
 
+import asyncio
+import contextlib
 import io
+from collections.abc import AsyncGenerator
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from anygpt.media import Audio
 from anygpt.serving.chat import StopFilter
 from anygpt.serving.media import PCM_RATE_HZ, SoundEncoder, encode_sound
+from anygpt.serving.streams import merged
 
 WORDS = st.text("ab", max_size=6)
 
@@ -26,6 +30,37 @@ def test_text_ends_where_a_stop_begins(pieces: list[str], stops: list[str]) -> N
     assert stopping.is_stopped == bool(places)
     # A stop that is complete first ends the text, even where a longer one began before it.
     assert said == text if not places else text[len(said) :].startswith(tuple(stop for stop in stops if stop))
+
+
+@pytest.mark.parametrize("ending", ["whole", "error", "left"])
+def test_sources_are_merged_and_all_closed(ending: str) -> None:
+    closed: list[int] = []
+
+    async def count(number: int) -> AsyncGenerator[tuple[int, int], None]:
+        try:
+            for step in range(number):
+                await asyncio.sleep(0)
+                yield number, step
+            if ending == "error":
+                raise ValueError("no more")
+            await asyncio.sleep(0 if ending == "whole" else 60)
+        finally:
+            closed.append(number)
+
+    async def collect() -> list[tuple[int, int]]:
+        items: list[tuple[int, int]] = []
+        with contextlib.suppress(ValueError):
+            async with contextlib.aclosing(merged([count(3), count(1), count(2)])) as source:
+                async for item in source:
+                    items.append(item)
+                    if ending == "left" and len(items) == 2:
+                        break
+        return items
+
+    items = asyncio.run(asyncio.wait_for(collect(), 20))
+    assert sorted(closed) == [1, 2, 3]
+    expected = [(number, step) for number in (1, 2, 3) for step in range(number)]
+    assert sorted(items) == expected if ending == "whole" else set(items) < set(expected)
 
 
 @pytest.mark.parametrize("rate_hz", [16_000, 24_000, 32_000])

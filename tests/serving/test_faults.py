@@ -33,6 +33,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from anygpt import AnyGPT
+from anygpt.generation.loop import Batch
+from anygpt.serving.media import MediaLimits, MediaReader
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
@@ -67,7 +69,7 @@ def mistake(response: httpx.Response, status: int = 400) -> dict[str, Any]:
         json.dumps({**HELLO, "n": 1000}).encode(),
         json.dumps({**HELLO, "modalities": ["smell"]}).encode(),
         json.dumps({**HELLO, "tools": [{"type": "function"}]}).encode(),
-        json.dumps({**HELLO, "stream": True, "n": 2}).encode(),
+        json.dumps({**HELLO, "stream": True, "n": 9}).encode(),
         json.dumps({"messages": [{"role": "user", "content": "apple " * 2000}]}).encode(),
         json.dumps({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}).encode(),
     ],
@@ -81,6 +83,11 @@ def test_a_mistake_names_its_field(server: Running) -> None:
     error = mistake(server.post(CHAT, **HELLO, top_p=7))
     assert error["param"] == "top_p" and error["type"] == "invalid_request_error" and "top_p" in error["message"]
     assert mistake(server.post(CHAT, **HELLO, tools=[1]))["param"] == "tools"
+    speed = mistake(server.post("/v1/audio/speech", input="x", speed=2.0))
+    assert speed["param"] == "speed" and speed["message"] == "speed: 1 is the only speed"
+    parts = [{"type": "text", "text": "x"}, {"type": "file", "file": {}}]
+    other = mistake(server.post(CHAT, messages=[{"role": "user", "content": parts}]))
+    assert other["param"] == "messages.0.user.content.1" and "'image_url'" in other["message"]
     assert mistake(server.post(CHAT, **HELLO, model="gpt"), 404)["code"] == "model_not_found"
     assert mistake(server.post("/v1/images/generations", prompt="x", size="64x9000"))["param"] == "size"
     mistake(server.http.get("/v1/nothing"), 404)
@@ -161,8 +168,6 @@ def test_hostile_sounds(server: Running, name: str) -> None:
 
 
 def test_sound_that_is_small_as_a_file_only(serve: Callable[..., Running]) -> None:
-    from anygpt.serving.media import MediaLimits
-
     server = serve(media=MediaLimits(max_samples=1_000_000))
     bomb = silent_flac(2, 8, 96_000)
     assert len(bomb) < 100_000
@@ -276,6 +281,34 @@ def test_clients_that_leave(server: Running) -> None:
     assert server.post(CHAT, **HELLO, modalities=["text"]).status_code == 200
 
 
+@pytest.mark.parametrize("is_late", [False, True], ids=["left", "late"])
+def test_media_that_nobody_waits_for_are_not_read(
+    serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """A request of many pictures would keep a thread at work long after its client has left or its time was over."""
+    read: list[str] = []
+    encode = MediaReader.encode
+
+    def slowly(reader: MediaReader, name: str, *arguments: Any) -> Any:
+        read.append(name)
+        time.sleep(0.2)
+        return encode(reader, name, *arguments)
+
+    monkeypatch.setattr(MediaReader, "encode", slowly)
+    server = serve(request_timeout_s=0.5 if is_late else 60)
+    part = {"type": "image_url", "image_url": {"url": data_url(picture_file())}}
+    body = {"messages": [{"role": "user", "content": [part] * 30}]}
+    if is_late:
+        assert mistake(server.post(CHAT, **body), 504)["code"] == "timeout"
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            server.http.post(CHAT, json=body, timeout=0.5)
+    server.wait_until_idle()
+    begun = len(read)
+    time.sleep(0.6)
+    assert len(read) == begun < 30
+
+
 def strings(description: Any, value: str) -> Any:
     """The same body with every string of it replaced."""
     if isinstance(description, dict):
@@ -330,8 +363,12 @@ def test_no_path_of_a_request_is_opened(server: Running, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_answers_that_take_too_long(serve: Callable[..., Running], stream: bool) -> None:
-    server = serve(request_timeout_s=0.001)
+def test_answers_that_take_too_long(
+    serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    step = Batch.step
+    monkeypatch.setattr(Batch, "step", lambda batch: (time.sleep(2), step(batch))[1])
+    server = serve(request_timeout_s=1.5)
     response = server.post(CHAT, **HELLO, modalities=["image"], stream=stream)
     if stream:
         assert '"type": "timeout_error"' in response.text and "[DONE]" not in response.text
@@ -361,6 +398,16 @@ def test_keys(serve: Callable[..., Running]) -> None:
         server.openai("third").models.list()
     for key in ("first", "second"):
         assert server.openai(key).models.list().data
+
+
+def test_the_description_says_where_keys_are_needed(server: Running, serve: Callable[..., Running]) -> None:
+    """Without it the page of the API has no place to type one in."""
+    needed = serve(keys=("k",)).http.get("/openapi.json").json()
+    (scheme,) = needed["components"]["securitySchemes"].values()
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    asked = {path for path, methods in needed["paths"].items() for method in methods.values() if "security" in method}
+    assert set(needed["paths"]) - asked == {"/health"}
+    assert "securitySchemes" not in server.http.get("/openapi.json").json()["components"]
 
 
 def test_other_sites_are_kept_out_unless_named(server: Running, serve: Callable[..., Running]) -> None:

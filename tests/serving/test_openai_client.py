@@ -47,6 +47,21 @@ def test_streamed_text_is_the_whole_one(server: Running) -> None:
     assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
 
 
+def test_streamed_choices_are_the_whole_ones(server: Running) -> None:
+    options: dict[str, Any] = {"modalities": ["text"], "n": 3, "temperature": 1.5}
+    whole = ask(server, **options)
+    chunks = list(ask(server, **options, stream=True, stream_options={"include_usage": True}))
+    said, reasons = ["", "", ""], {}
+    for chunk in chunks:
+        for choice in chunk.choices:
+            said[choice.index] += choice.delta.content or ""
+            if choice.finish_reason is not None:
+                reasons[choice.index] = choice.finish_reason
+    assert said == [choice.message.content for choice in whole.choices]
+    assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
+    assert chunks[-1].usage == whole.usage
+
+
 def test_pauses_have_comments_that_clients_skip(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that nobody between takes a connection for dead whose answer waits for its place."""
     whole = ask(server, modalities=["text"]).choices[0].message.content
@@ -231,11 +246,14 @@ def test_streamed_speech(server: Running) -> None:
 def test_transcription(server: Running) -> None:
     create = server.openai().audio.transcriptions.create
     file = ("talk.wav", sound_file())
-    text = create(model=NAME, file=file).text
+    whole = create(model=NAME, file=file)
+    text = whole.text
     assert text and create(model=NAME, file=file, response_format="text").strip() == text
     events = list(create(model=NAME, file=file, stream=True))
     deltas = [event.delta for event in events if event.type == "transcript.text.delta"]
     assert "".join(deltas) == text and events[-1].type == "transcript.text.done" and events[-1].text == text
+    assert whole.usage is not None and whole.usage.output_tokens > 0 and events[-1].usage.input_tokens > 0
+    assert whole.usage.model_dump() == events[-1].usage.model_dump()
 
 
 def test_music(server: Running, model: AnyGPT) -> None:
