@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from anygpt.candidates import best_fit, candidate_seed
 from anygpt.devices import find_device
 from anygpt.errors import AnyGPTError, CheckpointError, MediaError, nearest
 from anygpt.forms import TEXT, parse_form, split_bars
 from anygpt.generation.grammar import Grammar, Request
 from anygpt.generation.llama import LlamaDecoder, load_decoder
 from anygpt.generation.loop import Answer, decode, generate
-from anygpt.generation.policies import Policy, check_limits, load_policies
+from anygpt.generation.policies import CONVERSATION, Policy, check_limits, load_policies
 from anygpt.generation.rules import base_grammar, chat_grammar
 from anygpt.manifest import read_manifest
 from anygpt.media import Audio, load_audio, load_image, save_audio, save_image
@@ -118,9 +119,27 @@ class Task:
     seed: int
     grammar: Grammar | None = None
     """The rules of the answer, None for those of single questions."""
+    text: str | None = None
+    """What a picture or sound is to be made from: candidates are chosen by it (`Policy.best_of`)."""
+
+    def candidates(self) -> "list[Task]":
+        """The task with other seeds, as often as the policy says; the task itself first."""
+        count = 1 if self.text is None else self.policies[self.target].best_of
+        return [replace(self, seed=candidate_seed(self.seed, number)) for number in range(count)]
 
     def failed(self, error: AnyGPTError) -> Result:
         return Result(prompt=self.prompt, modality=self.target, seed=self.seed, seconds=0.0, error=error)
+
+
+@dataclass(frozen=True, eq=False)
+class _Making:
+    """A task that is being answered."""
+
+    number: int
+    """Its place among the tasks."""
+    task: Task
+    candidates: list[Answer]
+    began: float
 
 
 class AnyGPT:
@@ -244,7 +263,8 @@ class AnyGPT:
         if n < 1:
             raise AnyGPTError(f"n is {n}, expected at least 1")
         task = self.task(prompt, seed=seed, **settings)
-        results = self.run_tasks([replace(task, seed=(task.seed + i) % 2**63) for i in range(n)], batch_size=n)
+        tasks = [replace(task, seed=(task.seed + i) % 2**63) for i in range(n)]
+        results = self.run_tasks(tasks, batch_size=n * len(task.candidates()))
         return [_answered(result) for result in results]
 
     def run_batch(
@@ -288,6 +308,12 @@ class AnyGPT:
         task = self.prepare(source, target, content, self._chosen(seed), settings)
         most = self._grammar.longest_answer(Request.only(target), task.policies) or self.decoder.shape.context
         most = min(most, self.decoder.shape.context - len(task.ids))
+        if len(task.candidates()) > 1:
+            making = self._making(task)
+            for answer, _ in decode(self.decoder, making, batch_size=len(making)):
+                if progress is not None:
+                    progress(len(answer.ids), most)
+            return self._best(task, making, began)
         ids: list[int] = []
         for index in generate(self.decoder, task.ids, **self.rules(task)):
             ids.append(index)
@@ -368,12 +394,13 @@ class AnyGPT:
 
     @cached_property
     def chat_policies(self) -> dict[str, Policy]:
-        """Those of `policies` without guidance, which conversations don't have, and chat's own for text
+        """Those of `policies` without guidance and candidates, which conversations don't have, and chat's own for text
         (`generate_config.json`)."""
         # Guidance needs the same conversation without what was asked for. What the model has said of the picture before
         # it begins would still be there, so that hardly anything would be left to guide by.
-        unguided = {name: replace(policy, guidance_scale=1.0) for name, policy in self.policies.items()}
-        return {**unguided, **load_policies(self._config_dir or resource("config"), [], text="")}
+        # Nor does a conversation say in one place what candidates would have to fit.
+        plain = {name: policy.override(CONVERSATION) for name, policy in self.policies.items()}
+        return {**plain, **load_policies(self._config_dir or resource("config"), [], text="")}
 
     @cached_property
     def chat_grammar(self) -> Grammar:
@@ -436,7 +463,7 @@ class AnyGPT:
     def run_tasks(self, tasks: "Iterable[Task | Result]", *, batch_size: int) -> Iterator[Result]:
         """As `run_batch` for tasks that are prepared; what is a result already has its place among the answers."""
         ready: dict[int, Result] = {}
-        making: dict[Answer, tuple[int, Task, float]] = {}
+        making: dict[Answer, _Making] = {}
 
         def answers() -> Iterator[Answer]:
             for number, task in enumerate(tasks):
@@ -444,26 +471,43 @@ class AnyGPT:
                     ready[number] = task
                     continue
                 try:
-                    answer = Answer(task.ids, context=self.decoder.shape.context, **self.rules(task))
+                    candidates = self._making(task)
                 except AnyGPTError as error:
                     ready[number] = task.failed(error)
                     continue
-                making[answer] = (number, task, time.perf_counter())
-                yield answer
+                making.update(dict.fromkeys(candidates, _Making(number, task, candidates, time.perf_counter())))
+                yield from candidates
 
         due = 0
         for answer, _ in decode(self.decoder, answers(), batch_size=batch_size):
             if not answer.is_done:
                 continue
-            number, task, began = making.pop(answer)
+            made = making.pop(answer)
+            if any(candidate in making for candidate in made.candidates):
+                continue
             try:
-                ready[number] = self.result(task, answer.ids, began)
+                ready[made.number] = self._best(made.task, made.candidates, made.began)
             except AnyGPTError as error:
-                ready[number] = task.failed(error)
+                ready[made.number] = made.task.failed(error)
             while due in ready:
                 yield ready.pop(due)
                 due += 1
         yield from (ready[number] for number in sorted(ready))
+
+    def _making(self, task: Task) -> list[Answer]:
+        """The answers that a task's own is chosen from, still to be made. Raises AnyGPTError for too long a prompt."""
+        context = self.decoder.shape.context
+        return [Answer(each.ids, context=context, **self.rules(each)) for each in task.candidates()]
+
+    def _best(self, task: Task, candidates: Sequence[Answer], began: float) -> Result:
+        """The answer of a task from its candidates. Raises AnyGPTError where it can't be decoded."""
+        chosen = 0
+        if len(candidates) > 1:
+            assert task.text is not None
+            spans = [self.vocabulary.decode_ids(candidate.ids)[0] for candidate in candidates]
+            codes = [span.codes_KT for span in spans if isinstance(span, Span)]
+            chosen = best_fit(self, task.target, task.text, codes)
+        return self.result(task, candidates[chosen].ids, began)
 
     def prepare(
         self,
@@ -488,6 +532,7 @@ class AnyGPT:
             policies={**self.policies, target: policy},
             decoder_settings=policy.decoder_settings | fields,
             seed=seed,
+            text=segment.text if isinstance(segment, Text) else None,
         )
 
     def _prompt_ids(self, name: str, target: str, segments: Sequence[Segment]) -> list[int]:

@@ -13,7 +13,7 @@ from anygpt.engine import Task, task_or_error
 from anygpt.errors import AnyGPTError
 from anygpt.forms import TEXT, parse_form, quoted
 from anygpt.generation.scoring import log_likelihoods
-from anygpt.prompts.render import Rendered, render, render_pretrain
+from anygpt.prompts.render import Rendered, render, render_reading
 from anygpt.prompts.segments import Media, Turn
 from anygpt.prompts.templates import load_templates
 from anygpt.vocabulary import Text
@@ -128,12 +128,7 @@ def _answered_prompt(model: "AnyGPT", prompt: str) -> Callable[[str], Rendered]:
         raise AnyGPTError(f"{form.source}|{form.target}: candidates are texts; expected a prompt such as image|text|…")
     media = Media(form.source, model.encode(form.source, form.content))
     instruction = model.task_prompts.canonical(form.source, "x2text")
-
-    def rendered(text: str) -> Rendered:
-        ids, mask = render_pretrain("x2text", instruction, text, media, model.vocabulary, train_question=False)
-        return Rendered(ids[:-1], mask[:-1])  # the end of a training example, which follows that of the answer
-
-    return rendered
+    return lambda text: render_reading(instruction, text, media, model.vocabulary)
 
 
 def _answered_message(model: "AnyGPT", text: str, media: "Sequence[Given]") -> Callable[[str], Rendered]:

@@ -22,7 +22,7 @@ from anygpt.forms import TEXT
 from anygpt.generation.cache import StaticCache
 from anygpt.generation.grammar import Request
 from anygpt.generation.loop import generate
-from anygpt.generation.policies import Policy, check_limits
+from anygpt.generation.policies import CONVERSATION, Policy, check_limits
 from anygpt.generation.reading import AnswerReader, SpanStart, TextPiece
 from anygpt.media import Audio
 from anygpt.prompts.render import parse_answer, render
@@ -132,8 +132,8 @@ class Session:
         `media` go before the text; a spoken instruction is `("speech", path)` among them. `answer` names what the
         answer must contain: a modality, or "text" for text only; None leaves it to the model. `voice` is a sample of
         the voice for speech. `policies`, by modality or "text", take the place of the model's own; `settings` are
-        fields of the answer's `Policy` (that of text for None). Conversations are not guided, whatever the policy files
-        say: `guidance_scale` has to be 1 in both.
+        fields of the answer's `Policy` (that of text for None). Conversations have no guidance and no candidates,
+        whatever the policy files say: `guidance_scale` and `best_of` have to be 1 in both.
 
         Where the iteration stops before `Done`, by an error or because it isn't carried on, the conversation is as
         it was. Raises AnyGPTError for an empty message, unfit media, unknown settings, a message that exceeds the
@@ -145,7 +145,7 @@ class Session:
             _check_modality(answer, [TEXT, *specs])
         chosen = self._policies_for(answer or TEXT, policies or {}, settings)
         if answer != TEXT:
-            _check_unguided(chosen, specs)
+            _check_conversation(chosen, specs)
         sample = self._load_voice(voice) if voice is not None else None
         turn = self.message(text, media)
         spoken = load_templates().message.requests
@@ -352,14 +352,15 @@ def _check_segments(turn: Turn, where: str) -> None:
             raise AnyGPTError(f"{where} holds the control token {segment.token}, which can't stand there")
 
 
-def _check_unguided(policies: Mapping[str, Policy], names: Iterable[str]) -> None:
+def _check_conversation(policies: Mapping[str, Policy], names: Iterable[str]) -> None:
     for name in names:
-        scale = policies[name].guidance_scale
-        if scale != 1.0:
-            raise AnyGPTError(
-                f"'guidance_scale' of {name} is {scale:g}, and conversations are not guided: leave it at 1, or use a "
-                f"base prompt"
-            )
+        for field, only in CONVERSATION.items():
+            value = getattr(policies[name], field)
+            if value != only:
+                raise AnyGPTError(
+                    f"'{field}' of {name} is {value:g}, and in conversations only {only:g}: leave it out, or use a "
+                    f"base prompt"
+                )
 
 
 def _check_modality(name: str, known: Iterable[str]) -> None:

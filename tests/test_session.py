@@ -397,7 +397,8 @@ def test_typed_tags_stay_text(model: AnyGPT, session: Session) -> None:
         ({"answer": "speech", "voice": "/no/such/voice.wav"}, MediaError, "no such file"),
         ({"temperatur": 1}, ConfigError, "unknown key 'temperatur'.*'temperature'"),
         ({"answer": "image", "max_new_tokens": 3}, ConfigError, "expected at least 32 for image"),
-        ({"answer": "image", "guidance_scale": 3.0}, AnyGPTError, "'guidance_scale' of image is 3, .* not guided"),
+        ({"answer": "image", "guidance_scale": 3.0}, AnyGPTError, "'guidance_scale' of image is 3, .* base prompt"),
+        ({"answer": "image", "best_of": 3}, AnyGPTError, "'best_of' of image is 3, .* base prompt"),
     ],
 )
 def test_bad_messages(session: Session, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -408,10 +409,10 @@ def test_bad_messages(session: Session, arguments: dict[str, Any], error: type[E
     assert session.turns == [QUESTION, ANSWER]
 
 
-def test_conversations_are_not_guided_though_prompts_are(tiny_home: Path, tmp_path: Path) -> None:
+def test_conversations_have_no_guidance_and_no_candidates_though_prompts_do(tiny_home: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_home / "config", tmp_path / "config")
     file = tmp_path / "config" / "image_generate_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"guidance_scale": 3.0}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"guidance_scale": 3.0, "best_of": 3}))
     guided = AnyGPT.from_pretrained(config_dir=tmp_path / "config")
     assert guided.policies["image"].guidance_scale == 3.0
     own, plain = (

@@ -36,6 +36,9 @@ class Policy:
     guidance_scale: float = 1.0
     """Media: how far the logits go from those without the prompt's input to those with it, and beyond
     (classifier-free guidance); 1 is without guidance and its second pass."""
+    best_of: int = 1
+    """Media: answers made at once, of which the one is kept that the model itself reads the prompt from most surely
+    (`anygpt.candidates`). Not in conversations, nor in streams, which have begun before there is a choice."""
     vc_steps: int | None = None
     """Speech: iterations of SoundStorm over the first level it fills in."""
 
@@ -49,6 +52,7 @@ class Policy:
             "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, "from 0 to max_new_tokens"),
             "num_beams": (self.num_beams == 1, "1: beam search is not supported, answers are sampled or greedy"),
             "guidance_scale": (0 <= self.guidance_scale < math.inf, "at least 0 (1: no guidance)"),
+            "best_of": (self.best_of >= 1, "at least 1"),
             "vc_steps": (self.vc_steps is None or self.vc_steps >= 1, "at least 1"),
         }
         for field, (is_valid, expected) in rules.items():
@@ -67,6 +71,10 @@ class Policy:
     def override(self, settings: Mapping[str, Any]) -> "Policy":
         """The same policy with some settings replaced. Raises ConfigError that names the nearest known setting."""
         return from_dict(Policy, dataclasses.asdict(self) | dict(settings), source="generation settings")
+
+
+CONVERSATION = {"guidance_scale": 1.0, "best_of": 1}
+"""What holds for all media that are made in a conversation."""
 
 
 def load_policies(folder: Path | str, modalities: Iterable[ModalitySpec], *, text: str = "text") -> dict[str, Policy]:

@@ -1,0 +1,81 @@
+"""Candidates for an answer, and the choice among them, on a tiny random model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from anygpt import AnyGPT
+from anygpt.candidates import candidate_seed
+from anygpt.engine import Result
+from anygpt.errors import ConfigError
+from anygpt.prompts.render import render_base
+from anygpt.prompts.segments import Media
+
+pytestmark = pytest.mark.usefixtures("home")
+
+PROMPT, TEXT, SEED = "text|image|a red apple", "a red apple", 5
+
+
+def codes(result: Result) -> Any:
+    assert result.codes_KT is not None
+    return result.codes_KT.tolist()
+
+
+def likelihoods(model: AnyGPT, folder: Path, results: Sequence[Result]) -> list[float]:
+    """log P(text | codes), id by id with Hugging Face's model."""
+    plain = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = []
+    for result in results:
+        assert result.codes_KT is not None
+        instruction = model.task_prompts.canonical("image", "x2text")
+        prompt = render_base("x2text", instruction, [Media("image", result.codes_KT)], model.vocabulary)
+        answer = model.vocabulary.encode_text(f"[MMGPT]: {TEXT}<eos>")[len(model.vocabulary.encode_text("[MMGPT]:")) :]
+        ids = torch.tensor([[*prompt, *answer]])
+        with torch.inference_mode():
+            logits_TV = plain(ids).logits[0].log_softmax(-1)
+        chosen = logits_TV[len(prompt) - 1 : -1].gather(1, ids[0, len(prompt) :, None])
+        found.append(float(chosen.sum()))
+    return found
+
+
+def test_the_candidate_that_says_the_prompt_best_is_kept(model: AnyGPT, tiny_home: Path) -> None:
+    alone = [model.run(PROMPT, seed=candidate_seed(SEED, number), temperature=1.5) for number in range(4)]
+    assert len({str(codes(result)) for result in alone}) == 4
+    fits = likelihoods(model, next((tiny_home / "models").iterdir()), alone)
+    chosen = model.run(PROMPT, seed=SEED, temperature=1.5, best_of=4)
+    assert codes(chosen) == codes(alone[fits.index(max(fits))])
+    assert chosen.seed == SEED
+
+
+def test_one_candidate_is_the_plain_answer(model: AnyGPT) -> None:
+    plain = model.run(PROMPT, seed=SEED)
+    assert codes(model.run(PROMPT, seed=SEED, best_of=1)) == codes(plain)
+    assert candidate_seed(SEED, 0) == SEED and candidate_seed(SEED, 1) != candidate_seed(SEED + 1, 0)
+
+
+def test_prompts_of_a_batch_have_candidates_of_their_own(model: AnyGPT) -> None:
+    prompts = [(PROMPT, 1), ("text|nothing|x", 2), ("text|image|y", 3), (PROMPT, 4), ("text|music|a b", 5)]
+    results = list(model.run_batch(prompts, batch_size=3, temperature=1.5, best_of=3))
+    assert [result.error is None for result in results] == [True, False, True, True, True]
+    for (prompt, seed), result in zip(prompts, results, strict=True):
+        if result.error is None:
+            assert codes(result) == codes(model.run(prompt, seed=seed, temperature=1.5, best_of=3))
+    several = model.run(PROMPT, n=2, seed=3, temperature=1.5, best_of=3)
+    assert codes(several[1]) == codes(results[3])
+
+
+def test_progress_and_texts(model: AnyGPT, tmp_path: Path) -> None:
+    seen: list[int] = []
+    picture = model.run(PROMPT, seed=1, best_of=3, progress=lambda done, most: seen.append(done))
+    assert max(seen) == 34 and picture.image is not None
+    path = picture.save(tmp_path)
+    assert model.run(f"image|text|{path}", seed=1, best_of=3).text == model.run(f"image|text|{path}", seed=1).text
+
+
+def test_no_candidate_is_a_mistake(model: AnyGPT) -> None:
+    with pytest.raises(ConfigError, match="'best_of' is 0, expected at least 1"):
+        model.run(PROMPT, best_of=0)
