@@ -7,12 +7,12 @@ import pkgutil
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fixtures_install import make_venv, pip
 
 import anygpt
 from anygpt import paths
@@ -24,7 +24,17 @@ FLOORS = (
     ("cli",),
     ("web",),
     ("serving",),
-    ("engine", "session", "streaming", "questions", "media_tokenizers", "forms", "chat_lines", "conversation"),
+    (
+        "engine",
+        "session",
+        "streaming",
+        "questions",
+        "candidates",
+        "media_tokenizers",
+        "forms",
+        "chat_lines",
+        "conversation",
+    ),
     ("training", "export", "evaluation", "synth"),
     ("generation",),
     ("world",),
@@ -151,12 +161,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PIP_NO_INDEX": "1"})
-    assert done.returncode == 0, done.stderr
-
-
 def test_wheel_holds_the_package_and_all_data(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     share = wheel.name.split("-py3")[0] + ".data/data/share/anygpt/"
@@ -170,13 +174,9 @@ def test_wheel_holds_the_package_and_all_data(wheel: Path) -> None:
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of a virtual environment that holds the wheel, and borrows its dependencies from this one."""
-    venv = tmp_path_factory.mktemp("installed") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    (site,) = venv.glob("lib/python*/site-packages")
-    # A path that a .pth file adds has its own .pth files left alone, so this checkout stays out of it.
-    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip("--python", str(venv / "bin" / "python"), "install", "--no-deps", "--no-index", str(wheel))
-    return venv / "bin"
+    commands = make_venv(tmp_path_factory.mktemp("installed") / "venv")
+    pip("--python", str(commands / "python"), "install", "--no-deps", "--no-index", str(wheel))
+    return commands
 
 
 def run_elsewhere(command: list[str], folder: Path) -> str:
