@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
+    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,
@@ -127,6 +128,11 @@ class RunConfig:
                 raise ConfigError(f"trainable: {NEW_ROWS} needs weight_decay: 0, which would shrink the other rows")
         if "max_steps" not in self.trainer:
             raise ConfigError("trainer: 'max_steps' is missing; the mixture has no epochs")
+
+    @property
+    def bits_of_frozen_layers(self) -> float | None:
+        """Of a weight in the frozen matrices of layers, where these are not in the model's type."""
+        return None
 
 
 class PackedTrainer(Trainer):
@@ -251,12 +257,13 @@ def last_checkpoint(out: Path) -> Path | None:
 
 
 def load_llama(
-    path: Path, vocab: Vocabulary, *, dtype: torch.dtype, implementation: str, empty: bool = False
-) -> LlamaForCausalLM:
+    path: Path, vocab: Vocabulary, *, dtype: torch.dtype, implementation: str, empty: bool = False,
+    quantisation: BitsAndBytesConfig | None = None,
+) -> LlamaForCausalLM:  # fmt: skip
     """A LLaMA checkpoint with rows added for the ids of `vocab` that it lacks. Raises CheckpointError.
 
     New rows are drawn around the mean of the old ones with their covariance (Hewitt 2021), so that at first no new
-    token is likelier than the old. `empty` gives shapes without weights.
+    token is likelier than the old. `empty` gives shapes without weights, `quantisation` leaves them as they are.
     """
     if implementation == attention.NAME:
         attention.register()
@@ -267,7 +274,10 @@ def load_llama(
             with torch.device("meta"):
                 model: Any = LlamaForCausalLM(shape)
             return model.to(dtype)
-        model = LlamaForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=implementation)
+        # Quantised weights go to the process's own GPU as they are read, where there is one.
+        model = LlamaForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=implementation, quantization_config=quantisation
+        )
     except OSError as error:
         raise CheckpointError(f"{path}: not a LLaMA checkpoint ({error})") from None
     embeddings = model.get_input_embeddings()

@@ -45,7 +45,8 @@ class Memory:
     gradients: int
     optimizer: int
     gathered: int
-    """The whole weights, in the type that is computed in, of what FSDP or ZeRO 3 has gathered at a time."""
+    """The whole weights, in the type that is computed in, of what FSDP or ZeRO 3 has gathered at a time; of weights in
+    4 bits those of one matrix."""
     activations: int
     """Kept for the backward pass of one micro-batch: an estimate by the shapes of a LLaMA."""
     logits: int
@@ -131,7 +132,7 @@ def memory_need(config: RunConfig, model: Any, dtype: torch.dtype, processes: in
     trainer, shape = config.trainer, model.config
     computed = torch.bfloat16 if trainer.get("bf16") else torch.float16 if trainer.get("fp16") else dtype
     is_sharded = bool(trainer.get("fsdp") or trainer.get("deepspeed"))
-    weights = gradients = states = 0
+    weights = gradients = states = gathered = 0
     for name, parameter in model.named_parameters():
         count, own = parameter.numel(), parameter.element_size()
         is_trained = parameter.requires_grad
@@ -141,9 +142,12 @@ def memory_need(config: RunConfig, model: Any, dtype: torch.dtype, processes: in
             states += 4 * count * ((own != 4) + is_trained * (1 if is_hidden_matrix(name, parameter) else 2))
         elif is_trained:
             states += 2 * own * count
-        weights += own * count
+        if config.bits_of_frozen_layers and not is_trained and is_hidden_matrix(name, parameter):
+            weights += round(count * config.bits_of_frozen_layers / 8)
+            gathered = max(gathered, count * computed.itemsize)
+        else:
+            weights += own * count
         gradients += own * count * is_trained
-    gathered = 0
     if is_sharded:
         weights, gradients, states = (-(-part // processes) for part in (weights, gradients, states))
         layer = _count(model, ".layers.0.")

@@ -31,6 +31,7 @@ from anygpt.prompts.templates import get_template
 from anygpt.tokenizers.base import load_tokenizer
 from anygpt.training.language_model import ModalityConfig, RunConfig, load_llama, train_packed
 from anygpt.training.plan import Machine, plan_run
+from anygpt.training.quantised import BITS, four_bits, keep_trainable
 from anygpt.training.trainable import set_trainable
 from anygpt.vocabulary import Vocabulary
 
@@ -54,6 +55,9 @@ class LoraSettings:
     """Train low-rank adapters (Hu et al. 2021) in float32, export them in `model.dtype`, and leave the model's own
     weights as they are."""
 
+    bits: Literal[4] | None = None
+    """Of the frozen weights in the layers, rounded while they are read (QLoRA); without it they are in `model.dtype`,
+    which is what is computed in either way."""
     r: int = 16
     alpha: int = 32
     dropout: float = 0.0
@@ -74,6 +78,8 @@ class LoraSettings:
                     f"lora.target_modules: unknown layer '{name}'{nearest(name, LINEAR_LAYERS)}; "
                     f"known: {', '.join(LINEAR_LAYERS)}"
                 )
+        if self.bits is not None and (whole := set(self.modules_to_save) & set(LINEAR_LAYERS)):
+            raise ConfigError(f"lora.modules_to_save: {', '.join(sorted(whole))} can't be trained whole in 4 bits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +113,19 @@ class Stage2Config(RunConfig):
                 "lora.modules_to_save: whole modules lose small updates in bfloat16; set model.dtype: float32 "
                 "(and trainer.bf16: true to compute in bfloat16)"
             )
+        if self.lora is not None and self.lora.bits is not None:
+            for key in ("fsdp", "deepspeed"):
+                if self.trainer.get(key):
+                    raise ConfigError(
+                        f"lora.bits: weights of 4 bits are whole on every GPU, and trainer.{key} splits them; leave it "
+                        "out (several processes then have a batch each), or leave out lora.bits"
+                    )
+            if self.compile:
+                raise ConfigError("lora.bits: weights of 4 bits don't go through torch.compile; set compile: false")
+
+    @property
+    def bits_of_frozen_layers(self) -> float | None:
+        return BITS if self.lora is not None and self.lora.bits is not None else None
 
 
 def inherited(config: Stage2Config) -> Manifest:
@@ -209,7 +228,18 @@ def build_model(config: Stage2Config, vocab: Vocabulary, *, empty: bool = False)
     """
     # An optimizer with masters rounds the weights itself.
     dtype = torch.float32 if config.optimizer else getattr(torch, config.model.dtype)
-    model = load_llama(config.model.path, vocab, dtype=dtype, implementation=config.model.attention, empty=empty)
+    quantisation = None
+    if config.lora is not None and config.lora.bits is not None:
+        quantisation = four_bits(dtype)
+    model = load_llama(
+        config.model.path,
+        vocab,
+        dtype=dtype,
+        implementation=config.model.attention,
+        empty=empty,
+        quantisation=quantisation,
+    )
+    keep_trainable(model)
     if config.lora is not None:
         return add_adapters(model, config, vocab)
     set_trainable(model, config.trainable, known_rows=LlamaConfig.from_pretrained(config.model.path).vocab_size)

@@ -1,28 +1,19 @@
 """FSDP over two processes: the losses of one, also after a process is killed and with another number of them."""
 
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from fixtures_ranks import LIMIT_S, launched, run_ranks
 from fixtures_stage1 import write_stage1_config
 from safetensors.torch import load_file
 
-from anygpt.paths import checkout_root
 from anygpt.training.stage1 import train_stage1
-
-LIMIT_S = 240
-"""For one launch, on a busy machine."""
 
 
 def _write_config(folder: Path, steps: int, *, shards: bool) -> Path:
@@ -42,41 +33,10 @@ def _write_config(folder: Path, steps: int, *, shards: bool) -> Path:
     return path
 
 
-@contextmanager
-def _launched(config: Path, out: Path, processes: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """The ranks of one run; what is left of them is killed at the end. Output goes to files beside `out`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "anygpt", "train", "stage1", "--config", str(config), "--out", str(out)]
-    common = {**os.environ, "PYTHONPATH": str(checkout_root()), "OMP_NUM_THREADS": "1"}
-    ranks = []
-    for rank in range(processes):
-        several = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-        environment = common | {key: str(value) for key, value in several.items() if processes > 1}
-        with out.with_name(f"{out.name}.{rank}.log").open("ab") as log:
-            ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        yield ranks
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait(timeout=30)
-
-
-def _run(config: Path, out: Path, processes: int) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    with _launched(config, out, processes) as ranks:
-        for rank, process in enumerate(ranks):
-            code = process.wait(timeout=max(1.0, deadline - time.monotonic()))
-            assert code == 0, out.with_name(f"{out.name}.{rank}.log").read_text()[-3000:]
-
-
 def _run_until_killed(config: Path, out: Path, step: int) -> None:
     """Two ranks, of which one is killed when the checkpoint of `step` is there; the other fails or is ended."""
     deadline = time.monotonic() + LIMIT_S
-    with _launched(config, out, 2) as ranks:
+    with launched("stage1", config, out, 2) as ranks:
         while not (out / f"checkpoint-{step}" / "complete").is_file():
             assert all(process.poll() is None for process in ranks), out.with_name(f"{out.name}.0.log").read_text()
             assert time.monotonic() < deadline, "no checkpoint in time"
@@ -111,7 +71,7 @@ def test_two_ranks_have_the_losses_of_one_process_and_one_goes_on_where_they_wer
     _run_until_killed(config, two, 4)
     before = json.loads((two / "checkpoint-4/trainer_state.json").read_text())["log_history"]
     assert [row["loss"] for row in before if "loss" in row] == pytest.approx(_losses(one)[:4], abs=1e-3)
-    _run(config, two, 1)
+    run_ranks("stage1", config, two, 1)
     _check(two, one)
 
 
@@ -121,10 +81,10 @@ def test_fifty_steps_with_a_kill_a_resume_and_a_change_of_processes(tmp_path: Pa
     config = _write_config(tmp_path, 50, shards=True)
     _run_until_killed(config, two, 16)
     shutil.copytree(two, tmp_path / "fewer")
-    _run(config, two, 2)
+    run_ranks("stage1", config, two, 2)
     _check(two, one)
     for checkpoint in (tmp_path / "fewer").glob("checkpoint-*"):
         if checkpoint.name != "checkpoint-16":
             shutil.rmtree(checkpoint)
-    _run(config, tmp_path / "fewer", 1)
+    run_ranks("stage1", config, tmp_path / "fewer", 1)
     _check(tmp_path / "fewer", one)

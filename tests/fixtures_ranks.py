@@ -1,0 +1,47 @@
+"""Trainings on several processes, as torchrun starts them."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from anygpt.paths import checkout_root
+
+LIMIT_S = 240
+"""For one launch, on a busy machine."""
+
+
+@contextmanager
+def launched(stage: str, config: Path, out: Path, processes: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The ranks of one run; what is left of them is killed at the end. Output goes to files beside `out`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "anygpt", "train", stage, "--config", str(config), "--out", str(out)]
+    common = {**os.environ, "PYTHONPATH": str(checkout_root()), "OMP_NUM_THREADS": "1"}
+    ranks = []
+    for rank in range(processes):
+        several = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+        environment = common | {key: str(value) for key, value in several.items() if processes > 1}
+        with out.with_name(f"{out.name}.{rank}.log").open("ab") as log:
+            ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        yield ranks
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait(timeout=30)
+
+
+def run_ranks(stage: str, config: Path, out: Path, processes: int) -> None:
+    """The run to its end. Fails with the end of a rank's output where that fails."""
+    deadline = time.monotonic() + LIMIT_S
+    with launched(stage, config, out, processes) as ranks:
+        for rank, process in enumerate(ranks):
+            code = process.wait(timeout=max(1.0, deadline - time.monotonic()))
+            assert code == 0, out.with_name(f"{out.name}.{rank}.log").read_text()[-3000:]
