@@ -199,9 +199,11 @@ class AnyGPT:
         folder = find_model(model)
         where = find_device(device)
         vocabulary = Vocabulary.from_pretrained(folder)
+        manifest = read_manifest(folder)
+        own = {name: entry.decoding for name, entry in manifest.modalities.items()} if manifest is not None else {}
         tokenizers = MediaTokenizers(
             vocabulary.specs,
-            manifest=read_manifest(folder),
+            manifest=manifest,
             paths=TokenizerPaths(
                 image_tokenizer=_text(image_tokenizer_path),
                 unclip=_text(unclip_path),
@@ -217,7 +219,7 @@ class AnyGPT:
             load_decoder(folder, dtype=_dtype(dtype, where), device=where),
             vocabulary,
             tokenizers,
-            policies=load_policies(config_dir or resource("config"), vocabulary.specs.values()),
+            policies=load_policies(config_dir or resource("config"), vocabulary.specs.values(), defaults=own),
             task_prompts=TaskPrompts.load(),
             config_dir=config_dir,
             seed=seed,

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from anygpt.config import load_config
 from anygpt.errors import ConfigError
@@ -28,6 +29,8 @@ class ModalityEntry:
     """Name of the tokenizer's folder under `tokenizers/`; None where it is given by path."""
     fingerprint: str | None = None
     """Of that tokenizer (`ModalityTokenizer.fingerprint`): with another one the model's codes mean something else."""
+    decoding: dict[str, Any] = field(default_factory=dict)
+    """Fields of `generation.policies.Policy` that suit this model, where the policy file says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

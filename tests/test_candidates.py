@@ -1,5 +1,7 @@
 """Candidates for an answer, and the choice among them, on a tiny random model."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,14 @@ def test_progress_and_texts(model: AnyGPT, tmp_path: Path) -> None:
     assert max(seen) == 34 and picture.image is not None
     path = picture.save(tmp_path)
     assert model.run(f"image|text|{path}", seed=1, best_of=3).text == model.run(f"image|text|{path}", seed=1).text
+
+
+def test_a_model_says_how_many_suit_it(tiny_home: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(next((tiny_home / "models").iterdir()), tmp_path / "own")
+    manifest = json.loads((folder / "anygpt.json").read_text())
+    manifest["modalities"]["image"]["decoding"] = {"best_of": 3}
+    (folder / "anygpt.json").write_text(json.dumps(manifest))
+    assert AnyGPT.from_pretrained(folder).policies["image"].best_of == 3
 
 
 def test_no_candidate_is_a_mistake(model: AnyGPT) -> None:

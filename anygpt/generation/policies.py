@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anygpt.config import from_dict, load_config
+from anygpt.config import from_dict, load_config, read_mapping
 from anygpt.errors import ConfigError
 from anygpt.modality import ModalitySpec
 
@@ -77,17 +77,26 @@ CONVERSATION = {"guidance_scale": 1.0, "best_of": 1}
 """What holds for all media that are made in a conversation."""
 
 
-def load_policies(folder: Path | str, modalities: Iterable[ModalitySpec], *, text: str = "text") -> dict[str, Policy]:
+def load_policies(
+    folder: Path | str,
+    modalities: Iterable[ModalitySpec],
+    *,
+    text: str = "text",
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Policy]:
     """Read `<folder>/<name>_generate_config.json` of every modality, and that of `text` under the key "text".
 
-    `text` is "text" for single answers; chat reads `generate_config.json` (`text=""`).
-    Raises ConfigError naming the file for unknown keys, bad values, and limits that no span of the modality fits.
+    `text` is "text" for single answers; chat reads `generate_config.json` (`text=""`). `defaults`, by modality, are a
+    model's own settings, for what a file leaves out. Raises ConfigError naming the file for unknown keys, bad values,
+    and limits that no span of the modality fits.
     """
     folder = Path(folder)
     policies = {"text": load_config(Policy, folder / f"{text}_generate_config.json".lstrip("_"))}
     for spec in modalities:
         path = folder / f"{spec.name}_generate_config.json"
-        policies[spec.name] = policy = load_config(Policy, path)
+        own = (defaults or {}).get(spec.name, {})
+        from_dict(Policy, own, source=f"the model's settings for {spec.name}")
+        policies[spec.name] = policy = from_dict(Policy, {**own, **read_mapping(path)}, source=str(path))
         check_limits(policy, spec, str(path))
     return policies
 

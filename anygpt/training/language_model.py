@@ -61,6 +61,8 @@ class ModalityConfig:
     num_codebooks: int = 1
     tokenizer: str | None = None
     """Name under `tokenizers/`; its fingerprint goes into the checkpoint. None: the released tokenizers."""
+    decoding: dict[str, Any] = field(default_factory=dict)
+    """Fields of `generation.policies.Policy` for the checkpoint, such as `guidance_scale`; policy files go before."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,17 @@ def test_released_settings_load(tmp_path: Path) -> None:
     assert load_policies(tmp_path, MODALITIES.values())["music"].top_k == 200
 
 
+def test_a_models_own_settings_hold_where_the_file_says_nothing(tmp_path: Path) -> None:
+    shutil.copytree(CONFIG, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "speech_generate_config.json").write_text('{"best_of": 2}')
+    own = {"speech": {"best_of": 4, "guidance_scale": 3.0}}
+    policies = load_policies(tmp_path, MODALITIES.values(), defaults=own)
+    assert policies["speech"] == Policy(best_of=2, guidance_scale=3.0)
+    assert policies["music"] == load_policies(tmp_path, MODALITIES.values())["music"]
+    with pytest.raises(ConfigError, match="the model's settings for speech: unknown key 'guidance'"):
+        load_policies(tmp_path, MODALITIES.values(), defaults={"speech": {"guidance": 2}})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

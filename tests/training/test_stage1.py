@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from anygpt.config import load_config
 from anygpt.errors import AnyGPTError, ConfigError
+from anygpt.manifest import read_manifest
 from anygpt.modality import MODALITIES
 from anygpt.paths import checkout_root
 from anygpt.training.language_model import last_checkpoint, training_arguments
@@ -106,6 +108,14 @@ def test_a_llama_checkpoint_is_expanded(undisturbed: tuple[Path, Path], tmp_path
     torch.testing.assert_close(expanded[: text.size], old)
     new = expanded[text.size :]
     assert (new.mean(0) - old.mean(0)).norm() < old.std(0).norm()
+
+
+def test_decoding_settings_go_with_the_model(tmp_path: Path) -> None:
+    config = load_config(Stage1Config, write_stage1_config(tmp_path))
+    image = replace(config.modalities["image"], decoding={"best_of": 4})
+    build_vocabulary(replace(config, modalities={**config.modalities, "image": image}), tmp_path / "model")
+    manifest = read_manifest(tmp_path / "model")
+    assert manifest is not None and manifest.modalities["image"].decoding == {"best_of": 4}
 
 
 def test_documents_are_read_beside_pairs(tmp_path: Path) -> None:
