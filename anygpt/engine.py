@@ -311,11 +311,11 @@ class AnyGPT:
         most = self._grammar.longest_answer(Request.only(target), task.policies) or self.decoder.shape.context
         most = min(most, self.decoder.shape.context - len(task.ids))
         if len(task.candidates()) > 1:
-            making = self._making(task)
+            making = self.making(task)
             for answer, _ in decode(self.decoder, making, batch_size=len(making)):
                 if progress is not None:
                     progress(len(answer.ids), most)
-            return self._best(task, making, began)
+            return self.result(task, self.chosen(task, making).ids, began)
         ids: list[int] = []
         for index in generate(self.decoder, task.ids, **self.rules(task)):
             ids.append(index)
@@ -473,7 +473,7 @@ class AnyGPT:
                     ready[number] = task
                     continue
                 try:
-                    candidates = self._making(task)
+                    candidates = self.making(task)
                 except AnyGPTError as error:
                     ready[number] = task.failed(error)
                     continue
@@ -488,7 +488,8 @@ class AnyGPT:
             if any(candidate in making for candidate in made.candidates):
                 continue
             try:
-                ready[made.number] = self._best(made.task, made.candidates, made.began)
+                chosen = self.chosen(made.task, made.candidates)
+                ready[made.number] = self.result(made.task, chosen.ids, made.began)
             except AnyGPTError as error:
                 ready[made.number] = made.task.failed(error)
             while due in ready:
@@ -496,20 +497,19 @@ class AnyGPT:
                 due += 1
         yield from (ready[number] for number in sorted(ready))
 
-    def _making(self, task: Task) -> list[Answer]:
-        """The answers that a task's own is chosen from, still to be made. Raises AnyGPTError for too long a prompt."""
+    def making(self, task: Task) -> list[Answer]:
+        """The answers that a task's own is `chosen` from, still to be made. Raises AnyGPTError for too long a prompt."""
         context = self.decoder.shape.context
         return [Answer(each.ids, context=context, **self.rules(each)) for each in task.candidates()]
 
-    def _best(self, task: Task, candidates: Sequence[Answer], began: float) -> Result:
-        """The answer of a task from its candidates. Raises AnyGPTError where it can't be decoded."""
-        chosen = 0
-        if len(candidates) > 1:
-            assert task.text is not None
-            spans = [self.vocabulary.decode_ids(candidate.ids)[0] for candidate in candidates]
-            codes = [span.codes_KT for span in spans if isinstance(span, Span)]
-            chosen = best_fit(self, task.target, task.text, codes)
-        return self.result(task, candidates[chosen].ids, began)
+    def chosen(self, task: Task, candidates: Sequence[Answer]) -> Answer:
+        """The answer of a task among those of `making`, all of them done."""
+        if len(candidates) == 1:
+            return candidates[0]
+        assert task.text is not None
+        spans = [self.vocabulary.decode_ids(candidate.ids)[0] for candidate in candidates]
+        codes = [span.codes_KT for span in spans if isinstance(span, Span)]
+        return candidates[best_fit(self, task.target, task.text, codes)]
 
     def prepare(
         self,

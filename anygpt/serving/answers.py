@@ -4,8 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -33,6 +33,10 @@ class Work:
     """An answer to be made, and how its media are decoded."""
 
     answer: Answer
+    others: tuple[Answer, ...] = ()
+    """More candidates for the answer, where it is wanted whole."""
+    choose: Callable[[Sequence[Answer]], Answer] | None = None
+    """Chooses among all candidates once they are done."""
     seed: int
     deadline: float
     """When its ids have to be there, on the event loop's clock."""
@@ -111,9 +115,14 @@ class Answers:
 
     async def whole(self, work: Work) -> Outcome:
         """The answer once all of it is there. Raises TimeoutError and ModelFailure."""
-        with self._ticket(work) as ticket:
-            ids = await ticket.whole()
-        return await self.aside(self._read, work, ids)
+        candidates = [work.answer, *work.others]
+        with ExitStack() as stack:
+            tickets = [stack.enter_context(self._ticket(answer, work.deadline)) for answer in candidates]
+            for ticket in tickets:
+                await ticket.whole()
+        if work.choose is not None:
+            work = replace(work, answer=await self.aside(work.choose, candidates), others=())
+        return await self.aside(self._read, work, work.answer.ids)
 
     async def all(self, works: Sequence[Work]) -> list[Outcome]:
         """Several answers, in order; when one fails the others are dropped."""
@@ -131,7 +140,7 @@ class Answers:
         sound: SpanSound | None = None
         pending: list[int] = []
         began: float | None = time.perf_counter()
-        with self._ticket(work) as ticket:
+        with self._ticket(work.answer, work.deadline) as ticket:
             async for ids in ticket.ids():
                 if began is not None:
                     self.on_first_ids(time.perf_counter() - began)
@@ -159,9 +168,9 @@ class Answers:
             yield event
 
     @contextmanager
-    def _ticket(self, work: Work) -> Iterator[Ticket]:
+    def _ticket(self, answer: Answer, deadline: float) -> Iterator[Ticket]:
         """The answer's place: given back however the request ends."""
-        ticket = self._scheduler.submit(work.answer, deadline=work.deadline)
+        ticket = self._scheduler.submit(answer, deadline=deadline)
         try:
             yield ticket
         finally:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import File, Form, UploadFile
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from anygpt.forms import TEXT
 from anygpt.generation.grammar import Request
-from anygpt.generation.loop import Answer
 from anygpt.generation.reading import TextPiece
 from anygpt.media import Audio
 from anygpt.serving import schemas
@@ -217,14 +217,16 @@ class Endpoints:
         works = []
         for number in range(n):
             own = replace(task, seed=(seed + number) % 2**63)
-            rules = self._model.rules(own)
+            answer, *others = self._model.making(own)
             works.append(
                 Work(
-                    answer=Answer(own.ids, context=self._model.decoder.shape.context, **rules),
+                    answer=answer,
+                    others=tuple(others),
+                    choose=partial(self._model.chosen, own) if others else None,
                     seed=own.seed,
                     deadline=deadline,
                     settings={target: own.decoder_settings},
-                    end_ids=rules["grammar"].end_ids,
+                    end_ids=self._model.rules(own)["grammar"].end_ids,
                     ends_after_span=Request.only(target).ends_after_span,
                 )
             )

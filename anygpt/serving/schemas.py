@@ -167,6 +167,7 @@ class MediaSampling(Body):
     top_k: int | None = Field(None, ge=0, lt=2**31)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     guidance_scale: float | None = Field(None, ge=0, le=100)
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES, description="Has no effect on what is streamed.")
     max_new_tokens: int | None = Field(None, ge=1, lt=2**31)
     min_new_tokens: int | None = Field(None, ge=0, lt=2**31)
 

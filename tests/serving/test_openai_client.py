@@ -181,13 +181,12 @@ def test_instructions_of_the_system_are_read(server: Running) -> None:
     assert with_system.usage.prompt_tokens > ask(server, modalities=["text"]).usage.prompt_tokens
 
 
-def test_pictures_are_those_of_run(server: Running, model: AnyGPT) -> None:
-    answer = server.openai().images.generate(
-        model=NAME, prompt="a red apple", n=2, extra_body={"seed": 3, "temperature": 0.7}
-    )
+@pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"temperature": 1.5, "best_of": 3, "guidance_scale": 2.0}])
+def test_pictures_are_those_of_run(server: Running, model: AnyGPT, settings: dict[str, Any]) -> None:
+    answer = server.openai().images.generate(model=NAME, prompt="a red apple", n=2, extra_body={"seed": 3, **settings})
     assert answer.data is not None and answer.usage is not None and answer.usage.output_tokens == 68
     for number, made in enumerate(answer.data):
-        expected = model.run("text|image|a red apple", seed=3 + number, temperature=0.7).image
+        expected = model.run("text|image|a red apple", seed=3 + number, **settings).image
         assert made.b64_json is not None and expected is not None
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(made.b64_json)))), expected)
 
