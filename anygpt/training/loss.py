@@ -24,6 +24,9 @@ class NextIdLoss:
     2024, "Liger Kernel", section 3.2). All this happens where the model calls its head, inside its forward pass:
     outside, FSDP and DeepSpeed have put the weights away.
 
+    With weights at 0.3 of the positions, forward and backward pass of the small model take 0.8 of the time in bfloat16,
+    with 53,520 ids 0.4 (`benchmarks/train_attention.py --ways plain_matmul weighted`).
+
     With `compiles`, decoder and chunks go through `torch.compile`: one graph for each shape of `ids`, and a small one
     for each multiple of `ROWS` positions.
     """
