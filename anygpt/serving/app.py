@@ -97,8 +97,11 @@ def create_app(model: "AnyGPT", names: list[str], settings: ServerSettings) -> F
         scheduler.close()
         answers.close()
 
-    # Its pages of the API bring their scripts along, where FastAPI's own fetch them from another site.
-    app = FastAPIOffline(title="AnyGPT", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    # Its page of the API brings its scripts along, where FastAPI's own fetches them from another site. The other one,
+    # Redoc, fetches a logo even so.
+    app = FastAPIOffline(
+        title="AnyGPT", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None
+    )
     _add_routes(app, endpoints, needs_key=bool(settings.keys))
     _add_error_handlers(app)
     app.add_middleware(

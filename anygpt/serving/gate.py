@@ -16,10 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from anygpt.serving.errors import ApiError, error_body
 from anygpt.serving.metrics import Metrics
 
-OPEN_PATHS = ("/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json")
+OPEN_PATHS = ("/health", "/docs", "/docs/oauth2-redirect", "/openapi.json")
 """Those that need no key."""
 OPEN_FOLDER = "/static-offline-docs/"
-"""The scripts of the pages among them."""
+"""The scripts of the page among them."""
 CLIENT_LEFT = 499
 DRAIN_BYTES = 200_000_000
 DRAIN_S = 10.0

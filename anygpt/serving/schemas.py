@@ -44,6 +44,11 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
+def _shown(**example: Any) -> ConfigDict:
+    """A body that the page of the API has to begin with; its own would be all fields with values like "string"."""
+    return ConfigDict(json_schema_extra={"examples": [example]})
+
+
 class TextPart(Body):
     type: Literal["text"]
     text: PlainText
@@ -115,6 +120,8 @@ class StreamOptions(Body):
 class ChatRequest(Body):
     """`POST /v1/chat/completions`"""
 
+    model_config = _shown(messages=[{"role": "user", "content": "What is a banana?"}], modalities=["text"])
+
     model: str | None = None
     messages: list[Message] = Field(min_length=1, max_length=1000)
     modalities: list[str] | None = Field(
@@ -180,6 +187,8 @@ class MediaSampling(Body):
 class ImageRequest(MediaSampling):
     """`POST /v1/images/generations`"""
 
+    model_config = _shown(prompt="a large red apple on a white background", seed=1)
+
     model: str | None = None
     prompt: PlainText = Field(min_length=1)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
@@ -210,6 +219,8 @@ class SoundRequest(MediaSampling, ABC):
 class SpeechRequest(SoundRequest):
     """`POST /v1/audio/speech`"""
 
+    model_config = _shown(input="hello there", response_format="wav")
+
     input: PlainText = Field(min_length=1)
     voice: Any = Field(None, description="A name or object; the model has no named voices, and takes any.")
     voice_prompt: str | None = Field(None, description="Extension: data URL of a sample of the voice.")
@@ -227,6 +238,8 @@ class SpeechRequest(SoundRequest):
 
 class MusicRequest(SoundRequest):
     """`POST /v1/audio/music`, an extension."""
+
+    model_config = _shown(prompt="a slow sad piano piece", response_format="wav")
 
     prompt: PlainText = Field(min_length=1)
 

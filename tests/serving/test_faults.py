@@ -242,14 +242,21 @@ def test_answers_together_are_those_alone(server: Running) -> None:
 
 
 def test_the_description_has_a_page(server: Running) -> None:
-    for path in ("/docs", "/redoc"):
-        page = server.http.get(path).text
-        loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
-        assert loaded and all(address.startswith("/") for address in loaded), "a page that fetches from elsewhere"
-        for address in loaded:
-            assert server.http.get(address).status_code == 200, address
-    paths = server.http.get("/openapi.json").json()["paths"]
-    assert {"/v1/chat/completions", "/v1/audio/music", "/health"} <= set(paths)
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', server.http.get("/docs").text)
+    assert loaded and all(address.startswith("/") for address in loaded), "a page that fetches from elsewhere"
+    for address in loaded:
+        assert server.http.get(address).status_code == 200, address
+    described = server.http.get("/openapi.json").json()
+    assert {"/v1/chat/completions", "/v1/audio/music", "/health"} <= set(described["paths"])
+    schemas = described["components"]["schemas"]
+    for path, name in (
+        (CHAT, "ChatRequest"),
+        ("/v1/images/generations", "ImageRequest"),
+        ("/v1/audio/speech", "SpeechRequest"),
+        ("/v1/audio/music", "MusicRequest"),
+    ):
+        (example,) = schemas[name]["examples"]
+        assert server.post(path, **example).status_code == 200, "what the page shows doesn't work"
 
 
 def test_metrics_count(server: Running) -> None:
