@@ -229,6 +229,31 @@ def test_released_layout_takes_tokenizers_by_path(own_home: Path, sound: Path) -
         model.run("text|image|a")
 
 
+def test_parts_beside_a_tokenizer_folder(own_home: Path, tmp_path: Path, sound: Path) -> None:
+    """SoundStorm may be another one; a second configuration or pixel decoder would go unread, so it is refused."""
+    speech, image = own_home / "tokenizers/speech-tiny", own_home / "tokenizers/seed-tiny"
+
+    def run(prompt: str, **parts: Path) -> None:
+        AnyGPT.from_pretrained(speech_tokenizer_path=speech, image_tokenizer_path=image, **parts).run(prompt)
+
+    run("text|speech|hello", soundstorm_path=speech / "soundstorm", speech_tokenizer_config=speech / "config.json")
+    with pytest.raises(CheckpointError, match="other: no such SoundStorm"):
+        run("text|speech|hello", soundstorm_path=tmp_path / "other")
+    with pytest.raises(CheckpointError, match="speech-tiny has a config.json of its own"):
+        run(f"speech|text|{sound}", speech_tokenizer_config=tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match="seed-tiny has a pixel decoder of its own"):
+        run("text|image|a", unclip_path=tmp_path)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("speech", "speech-tiny"), ("image", "seed-tiny")])
+def test_tokenizer_folder_without_a_configuration(own_home: Path, name: str, folder: str) -> None:
+    path = own_home / "tokenizers" / folder
+    (path / "config.json").unlink()
+    model = AnyGPT.from_pretrained(**{f"{name}_tokenizer_path": path})
+    with pytest.raises(CheckpointError, match="-tiny: a folder without a tokenizer's config.json"):
+        model.tokenizers.get(name)
+
+
 def test_missing_tokenizer_folder_is_named(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(own_home / "tokenizers/music-tiny")
     with pytest.raises(AnyGPTError, match="music-tiny not found"):
@@ -267,6 +292,7 @@ def test_bad_manifest(own_home: Path, changes: dict[str, object], message: str) 
         ({"device": "nonsense"}, "device 'nonsense' is not available"),
         ({"dtype": "float23"}, "unknown dtype 'float23'.*'float32'"),
         ({"soundstorm_path": "x.pt"}, "no speech tokenizer is given"),
+        ({"unclip_path": "x"}, "no image tokenizer is given"),
         ({"config_dir": "/no/such/dir"}, "text_generate_config.json: no such configuration file"),
     ],
 )

@@ -30,13 +30,15 @@ class TokenizerPaths:
     speech_tokenizer: str | None = None
     speech_config: str | None = None
     soundstorm: str | None = None
+    """SoundStorm's folder or released file; it replaces the one that a tokenizer folder names."""
     music_tokenizer: str | None = None
     audio_tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        for field, value in (("speech_config", self.speech_config), ("soundstorm", self.soundstorm)):
-            if value is not None and self.speech_tokenizer is None:
-                raise AnyGPTError(f"{field} is '{value}', but no speech tokenizer is given; give its path too")
+        for field, modality in (("unclip", "image"), ("speech_config", "speech"), ("soundstorm", "speech")):
+            value = getattr(self, field)
+            if value is not None and getattr(self, f"{modality}_tokenizer") is None:
+                raise AnyGPTError(f"{field} is '{value}', but no {modality} tokenizer is given; give its path too")
 
 
 def find_tokenizer(modality: str, name_or_path: str | None = None) -> str:
@@ -75,7 +77,7 @@ def load_from_paths(modality: str, paths: TokenizerPaths, *, device: torch.devic
     """The tokenizer that `paths` give for a modality. Raises CheckpointError when there is none or it is unfit."""
     path = getattr(paths, f"{modality}_tokenizer", None)
     if path is not None and _is_tokenizer_folder(Path(path)):
-        return load_tokenizer(path, device=device)
+        return _load_folder(Path(path), paths, device)
     if modality not in _RELEASED:
         raise CheckpointError(f"no tokenizer for {modality} is known; give the folder of one")
     return _RELEASED[modality](paths, device)
@@ -92,12 +94,44 @@ def _is_tokenizer_folder(path: Path) -> bool:
         return False
 
 
+def _load_folder(folder: Path, paths: TokenizerPaths, device: torch.device | str) -> ModalityTokenizer:
+    """A tokenizer folder of ours, with another SoundStorm where one is given; its other parts are its own."""
+    from anygpt.tokenizers.seed.tokenizer import SeedTokenizer
+    from anygpt.tokenizers.speechtokenizer.tokenizer import SpeechTokenizer
+
+    tokenizer = load_tokenizer(folder, device=device)
+    if isinstance(tokenizer, SeedTokenizer) and paths.unclip is not None:
+        raise CheckpointError(f"unclip is '{paths.unclip}', but {folder} has a pixel decoder of its own; leave it out")
+    if isinstance(tokenizer, SpeechTokenizer):
+        config = paths.speech_config
+        if config is not None and Path(config).resolve() != (folder / "config.json").resolve():
+            raise CheckpointError(
+                f"speech_config is '{config}', but {folder} has a config.json of its own; leave it out"
+            )
+        if paths.soundstorm is not None:
+            tokenizer.use_soundstorm(Path(paths.soundstorm))
+    return tokenizer
+
+
+def _released_file(modality: str, path: str | None) -> str:
+    """The path of released weights. Raises CheckpointError where there is none, or a folder."""
+    if path is None:
+        raise CheckpointError(
+            f"no {modality} tokenizer is given, and the model has no anygpt.json that names one; "
+            f"set --{modality}-tokenizer-path"
+        )
+    if Path(path).is_dir():
+        raise CheckpointError(
+            f"{path}: a folder without a tokenizer's config.json; give one with it, or a released file"
+        )
+    return path
+
+
 def _released_image(paths: TokenizerPaths, device: torch.device | str) -> ModalityTokenizer:
     from anygpt.tokenizers.seed.pixels import RELEASED_UNCLIP, UnclipConfig, UnclipPixels
     from anygpt.tokenizers.seed.tokenizer import SeedTokenizer
 
-    if paths.image_tokenizer is None:
-        raise CheckpointError("the image tokenizer of a released model is not given; set --image-tokenizer-path")
+    quantizer = _released_file("image", paths.image_tokenizer)
     unclip = UnclipConfig(path=paths.unclip or RELEASED_UNCLIP)
 
     class PaintsLater(SeedTokenizer):
@@ -108,15 +142,14 @@ def _released_image(paths: TokenizerPaths, device: torch.device | str) -> Modali
                 self.pixels = UnclipPixels.from_pretrained(unclip, device=self.device)
             return super().decode(*args, **settings)
 
-    return PaintsLater.from_released(paths.image_tokenizer, device=device)
+    return PaintsLater.from_released(quantizer, device=device)
 
 
 def _released_speech(paths: TokenizerPaths, device: torch.device | str) -> ModalityTokenizer:
     from anygpt.tokenizers.speechtokenizer.tokenizer import SpeechTokenizer
 
-    if paths.speech_tokenizer is None:
-        raise CheckpointError("the speech tokenizer of a released model is not given; set --speech-tokenizer-path")
-    return SpeechTokenizer.from_released(paths.speech_tokenizer, paths.speech_config, paths.soundstorm, device=device)
+    checkpoint = _released_file("speech", paths.speech_tokenizer)
+    return SpeechTokenizer.from_released(checkpoint, paths.speech_config, paths.soundstorm, device=device)
 
 
 def _released_music(paths: TokenizerPaths, device: torch.device | str) -> ModalityTokenizer:

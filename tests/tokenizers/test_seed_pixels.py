@@ -152,6 +152,12 @@ def test_unclip_paints_from_codes(pipeline_folder: Path, tmp_path: Path) -> None
     assert loaded.decode(codes).tobytes() == image.tobytes(), "same codes and seed, another picture"
 
 
+def test_unclip_shows_no_bars(pipeline_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pixels = UnclipPixels.from_pretrained(UnclipConfig(path=str(pipeline_folder), num_inference_steps=1))
+    pixels.draw(torch.zeros(1, 16))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_unclip_follows_embedding_and_latent(pipeline_folder: Path) -> None:
     config = UnclipConfig(path=str(pipeline_folder), num_inference_steps=2)
     pixels = UnclipPixels.from_pretrained(config)

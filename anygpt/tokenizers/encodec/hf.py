@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anygpt.errors import CheckpointError
+from anygpt.tokenizers.quiet import loading_quietly
 from anygpt.tokenizers.streams import Conv, Recurrent, Stage, Upsample, Windowed, context_frames
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class HFEncodec(nn.Module):
         local = (folder or Path()) / config.name_or_path
         source = str(local) if local.is_dir() else config.name_or_path
         try:
-            loaded: Any = EncodecModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+            with loading_quietly():
+                loaded: Any = EncodecModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split()).partition(". ")[0]
             raise CheckpointError(f"{source}: no Encodec model there or on the hub ({reason})") from None

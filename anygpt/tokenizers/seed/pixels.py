@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from anygpt.errors import AnyGPTError, CheckpointError, ConfigError
+from anygpt.tokenizers.quiet import loading_quietly
 from anygpt.tokenizers.seed.blocks import Block, SelfAttention, check_activation, check_heads
 
 RELEASED_UNCLIP = "stabilityai/stable-diffusion-2-1-unclip"
@@ -166,13 +167,15 @@ class UnclipPixels:
         tiny = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
         image_encoder = CLIPVisionModelWithProjection(tiny)
         try:
-            pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(config.path, image_encoder=image_encoder)
+            with loading_quietly():
+                pipeline = StableUnCLIPImg2ImgPipeline.from_pretrained(config.path, image_encoder=image_encoder)
         except Exception as error:  # three libraries read files and ask the network here, each with its own errors
             reason = " ".join(str(error).split())[:150]
             raise CheckpointError(
                 f"{config.path}: no unCLIP pipeline could be loaded ({reason}); give a local folder that holds "
                 f"model_index.json, such as a copy of {RELEASED_UNCLIP}"
             ) from None
+        pipeline.set_progress_bar_config(disable=True)
         return cls(pipeline.to(device, dtype), config)
 
     @property

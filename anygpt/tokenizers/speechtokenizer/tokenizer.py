@@ -63,9 +63,9 @@ class SpeechTokenizer(ModalityTokenizer):
         self.modality = get_modality(modality).name
         self.codebook_size = model.codebook_size
         self.default_voice = default_voice
-        self._soundstorm_path = soundstorm
-        if soundstorm is not None and not soundstorm.exists():
-            raise CheckpointError(f"{soundstorm}: no such SoundStorm folder or file")
+        self._soundstorm_path: Path | None = None
+        if soundstorm is not None:
+            self.use_soundstorm(soundstorm)
         fold_weight_norm(as_module(model))
 
     @classmethod
@@ -97,6 +97,13 @@ class SpeechTokenizer(ModalityTokenizer):
         model = load_released(checkpoint, config).to(device)
         soundstorm = Path(soundstorm_path) if soundstorm_path else None
         return cls(model, soundstorm=soundstorm, default_voice=default_voice)
+
+    def use_soundstorm(self, path: Path) -> None:
+        """Let this folder or released file make levels 2 and up. Raises CheckpointError where there is none."""
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such SoundStorm folder or file")
+        self._soundstorm_path = path
+        vars(self).pop("soundstorm", None)
 
     @property
     def sample_rate(self) -> int:
