@@ -39,7 +39,7 @@ def base(
 ) -> None:
     """Answer prompts such as "text|image|a red apple" with a base model.
 
-    Without --prompt, prompts are read line by line from standard input; on a terminal, `help` shows their forms.
+    Without --prompt, prompts are read line by line from standard input, where `help` shows their forms and `quit` ends.
     Pictures and sounds are saved, and their paths printed. The exit code is 2 when a prompt could not be answered.
 
     With --input, a file of many prompts is answered: one JSON object a line, {"prompt": "text|image|a red apple"},
@@ -81,8 +81,14 @@ def base(
         print("Type a prompt, `help` for the forms, or `quit`.")
         interact(LineReader(), console.handle, leave="quit")
         return
-    lines = prompt if prompt is not None else (line for line in map(str.strip, sys.stdin) if line)
-    if not all([console.answer(line) for line in lines]):
+    if prompt is not None:
+        for line in prompt:
+            console.answer(line)
+    else:
+        for line in filter(None, map(str.strip, sys.stdin)):
+            if not console.handle(line):
+                break
+    if console.has_failed:
         sys.exit(2)
 
 
@@ -123,28 +129,33 @@ class _Console:
 
     def __init__(self, model: "AnyGPT", output_dir: Path, *, n: int, as_json: bool) -> None:
         """`n` answers to each prompt."""
+        self.has_failed = False
+        """Whether a prompt could not be answered."""
         self._model = model
         self._output_dir = output_dir
         self._n = n
         self._as_json = as_json
 
     def handle(self, line: str) -> bool:
-        """Do what a line typed at the terminal asks, and say whether to go on."""
+        """Do what a line of the input asks, and say whether to go on."""
         if line in QUIT:
             return False
         if line == "help":
-            print(self.help())
+            self._print_help()
         else:
             self.answer(line)
         return True
 
-    def help(self) -> str:
+    def _print_help(self) -> None:
         """The prompts that the model understands."""
         forms = describe_forms(self._model.specs.values())
-        return "\n".join([*(f"  {form}" for form in forms), r"  \| is a bar inside a text; help, quit"])
+        if self._as_json:
+            print_json({"prompt": "help", "notes": forms})
+        else:
+            print(*(f"  {form}" for form in forms), r"  \| is a bar inside a text; help, quit", sep="\n", flush=True)
 
-    def answer(self, prompt: str) -> bool:
-        """Answer one prompt, print the answers or the mistake, and say whether it was answered."""
+    def answer(self, prompt: str) -> None:
+        """Answer one prompt, and print the answers or the mistake."""
         progress = Progress()
         try:
             results = self._results(prompt, progress)
@@ -152,7 +163,8 @@ class _Console:
         except AnyGPTError as error:
             progress.clear()
             print_mistake(prompt, str(error), as_json=self._as_json)
-            return False
+            self.has_failed = True
+            return
         except BaseException:
             progress.clear()
             raise
@@ -162,7 +174,6 @@ class _Console:
                 print_json(answer_row(result, path))
             else:
                 print(printable(result.text or "") if path is None else path, flush=True)
-        return True
 
     def _results(self, prompt: str, progress: Progress) -> "list[Result]":
         if self._n == 1:

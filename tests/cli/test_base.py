@@ -58,6 +58,14 @@ def test_standard_input() -> None:
     assert len(ran.err) == 1 and ran.err[0].startswith("anygpt: unknown form 'bad'")
 
 
+def test_help_and_quit_of_standard_input() -> None:
+    ran = Ran("base", stdin="help\nquit\nbad\n")
+    assert ran.code == 0 and ran.err == []
+    assert [line for line in ran.out if not line.startswith("  ")] == [] and "  speech|text|<speech file>" in ran.out
+    ran = Ran("base", "--json", stdin="help\n")
+    assert "image|text|<image file>" in json.loads(ran.out[0])["notes"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
