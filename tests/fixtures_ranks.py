@@ -16,12 +16,18 @@ LIMIT_S = 240
 
 
 @contextmanager
-def launched(stage: str, config: Path, out: Path, processes: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """The ranks of one run; what is left of them is killed at the end. Output goes to files beside `out`."""
+def launched(
+    stage: str, config: Path, out: Path, processes: int, *, first: str = ""
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The ranks of one run; what is left of them is killed at the end. Output goes to files beside `out`.
+
+    `first` is code that runs before the command.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "anygpt", "train", stage, "--config", str(config), "--out", str(out)]
+    run = f"{first}\nimport sys; from anygpt.cli.main import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", run, "train", stage, "--config", str(config), "--out", str(out)]
     common = {**os.environ, "PYTHONPATH": str(checkout_root()), "OMP_NUM_THREADS": "1"}
     ranks = []
     for rank in range(processes):
@@ -38,10 +44,10 @@ def launched(stage: str, config: Path, out: Path, processes: int) -> Iterator[li
             process.wait(timeout=30)
 
 
-def run_ranks(stage: str, config: Path, out: Path, processes: int) -> None:
+def run_ranks(stage: str, config: Path, out: Path, processes: int, *, first: str = "") -> None:
     """The run to its end. Fails with the end of a rank's output where that fails."""
     deadline = time.monotonic() + LIMIT_S
-    with launched(stage, config, out, processes) as ranks:
+    with launched(stage, config, out, processes, first=first) as ranks:
         for rank, process in enumerate(ranks):
             code = process.wait(timeout=max(1.0, deadline - time.monotonic()))
             assert code == 0, out.with_name(f"{out.name}.{rank}.log").read_text()[-3000:]
