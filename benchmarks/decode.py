@@ -1,6 +1,6 @@
 """Tokens per second of our decoding loop and of transformers' `generate`, at batch 1 on the shipped model.
 
-    python benchmarks/decode.py [--model FOLDER] [--rounds 5] [--threads N] [--clock processor]
+    python benchmarks/decode.py [--model FOLDER] [--rounds 5] [--threads N] [--dtype bfloat16] [--clock processor]
 
 Per modality, with its own policy: both continue the same prompt for the same number of ids with the same weights in the
 same type, `generate` with its dynamic and its static cache. Ours has the grammar besides, `generate` draws from all
@@ -24,6 +24,7 @@ from statistics import mean, median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from anygpt import AnyGPT
 from anygpt.engine import Task, find_model
@@ -33,6 +34,7 @@ from anygpt.generation.policies import Policy
 from anygpt.paths import resource
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROMPTS = {
     "text": ("image", "data/pretrain/image/media/000.jpg", 30),
     "image": ("text", "a large red apple on a white background", 32),
@@ -48,11 +50,12 @@ def main() -> None:
     parser.add_argument("--model", default=None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--clock", default="wall", choices=CLOCKS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = AnyGPT.from_pretrained(options.model, device="cpu", dtype="float32")
-    llama = baseline(find_model(options.model))
+    model = AnyGPT.from_pretrained(options.model, device="cpu", dtype=options.dtype)
+    llama = baseline(find_model(options.model), DTYPES[options.dtype])
     print(
         "| answer | ours, ids/s | dynamic | static | ours / dynamic | ours / static "
         "| memory | products | step, ms | grammar and policy, ms | share |\n"
@@ -78,14 +81,16 @@ def measure(model: AnyGPT, llama: Any, name: str, rounds: int, clock: Callable[[
     sequence = [*generate(model.decoder, task.ids, **model.rules(task))]
     begun = [*task.ids, *sequence[: name != "text"]]  # with the start tag, which isn't drawn
     drawn = len(sequence) - (name != "text")
-    head = outputs(model.decoder.head, range(mean_head(model, task, sequence)))
+    allowed = mean_head(model, task, sequence)
+    head = outputs(model.decoder.head, range(allowed))
+    hidden = model.decoder.append([7], model.decoder.new_cache(1))
     summed = torch.ones(SUMMED_BYTES // 4)
     ways: dict[str, Callable[[], object]] = {
         "ours": lambda: [*generate(model.decoder, task.ids, **model.rules(task))],
         "dynamic": lambda: theirs(llama, begun, task.policies[name], drawn),
         "static": lambda: theirs(llama, begun, task.policies[name], drawn, cache_implementation="static"),
         "prefill": lambda: model.decoder.forward(begun, model.decoder.new_cache()),
-        "products": lambda: [products(model, head) for _ in range(20)],
+        "products": lambda: [products(model, hidden, head) for _ in range(20)],
         "sum": summed.sum,
         "rules": lambda: replay(model, task, sequence),
     }
@@ -107,7 +112,7 @@ def measure(model: AnyGPT, llama: Any, name: str, rounds: int, clock: Callable[[
     shape = model.decoder.shape
     positions = len(task.ids) + drawn / 2
     cached = 2 * shape.layers * shape.kv_heads * shape.head_width * positions
-    read = took["sum"] * 4 * (weights(model, head) + cached) / SUMMED_BYTES
+    read = took["sum"] * model.decoder.dtype.itemsize * (weights(model, allowed) + cached) / SUMMED_BYTES
     rules = took["rules"] / drawn
     speeds = [drawn / took[way] for way in ("ours", "dynamic", "static")]
     return [
@@ -116,10 +121,10 @@ def measure(model: AnyGPT, llama: Any, name: str, rounds: int, clock: Callable[[
     ]
 
 
-def baseline(folder: Path) -> Any:
+def baseline(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import LlamaForCausalLM
 
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return LlamaForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
 def theirs(llama: Any, prompt_ids: list[int], policy: Policy, count: int, **more: Any) -> None:
@@ -142,10 +147,11 @@ def theirs(llama: Any, prompt_ids: list[int], policy: Policy, count: int, **more
         )
 
 
-def weights(model: AnyGPT, head: Matrix) -> int:
+def weights(model: AnyGPT, allowed: int) -> int:
     """Numbers in the matrices that a step reads."""
-    layers = model.decoder.layers
-    return sum(m.numel() for layer in layers for m in (layer.qkv, layer.out, layer.gate_up, layer.down)) + head.numel()
+    shape = model.decoder.shape
+    attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_width
+    return shape.hidden_size * (shape.layers * (attention + 3 * shape.inner_size) + allowed)
 
 
 def mean_head(model: AnyGPT, task: Task, sequence: list[int]) -> int:
@@ -160,17 +166,16 @@ def mean_head(model: AnyGPT, task: Task, sequence: list[int]) -> int:
 
 
 @torch.inference_mode()
-def products(model: AnyGPT, head: Matrix) -> None:
+def products(model: AnyGPT, hidden: Tensor, head: Matrix) -> None:
     """The matrix products of a step, and nothing between them."""
     shape = model.decoder.shape
-    width, inner = torch.ones(1, shape.hidden_size), torch.ones(1, shape.inner_size)
-    mixed = torch.ones(1, shape.heads * shape.head_width)
+    inner, mixed = (hidden.new_ones(1, size) for size in (shape.inner_size, shape.heads * shape.head_width))
     for layer in model.decoder.layers:
-        times(width, layer.qkv)
+        times(hidden, layer.qkv)
         times(mixed, layer.out)
-        times(width, layer.gate_up)
+        times(hidden, layer.gate_up)
         times(inner, layer.down)
-    times(width, head)
+    times(hidden, head)
 
 
 def replay(model: AnyGPT, task: Task, sequence: list[int]) -> None:

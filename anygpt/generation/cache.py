@@ -30,7 +30,7 @@ class StaticCache:
         self.capacity = capacity
         self.ids: list[int] = []
         """The sequence so far."""
-        self._new: list[tuple[Tensor, ...]] = []
+        self._new: tuple[Tensor, ...] = ()
         self._used: list[tuple[Tensor, ...]] = []
 
     @property
@@ -38,22 +38,21 @@ class StaticCache:
         """Slots in use."""
         return len(self.ids)
 
-    def write(self, layer: int, keys_GTC: Tensor, values_GTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Store T new positions of one layer behind the used ones; returns views of all positions, the new included.
+    def write(self, layer: int, new_2GTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values of T new positions of one layer behind the used ones.
 
-        They count only after `advance`, which follows the last layer. Layers come in order.
+        Returns views of all keys and all values, the new included. They count only after `advance`, which follows the
+        last layer. Layers come in order.
         """
-        stop = self.length + keys_GTC.shape[1]
         if layer == 0:
-            self._open(stop)
-        self._new[0][layer].copy_(keys_GTC)
-        self._new[1][layer].copy_(values_GTC)
+            self._open(self.length + new_2GTC.shape[2])
+        self._new[layer].copy_(new_2GTC)
         return self._used[0][layer], self._used[1][layer]
 
     def advance(self, ids: Sequence[int]) -> None:
         """Count the ids whose positions every layer has written by now."""
         self.ids.extend(ids)
-        self._new, self._used = [], []  # which would keep the memory from before `_grow` alive
+        self._new, self._used = (), []  # which would keep the memory from before `_grow` alive
 
     def truncate(self, length: int) -> None:
         """Forget everything behind the first `length` positions."""
@@ -71,7 +70,7 @@ class StaticCache:
         if stop > self.keys_values.shape[3]:
             self._grow(min(max(stop, 2 * self.keys_values.shape[3]), self.capacity))
         used = self.keys_values[..., :stop, :]
-        self._new = [part.unbind() for part in used[..., self.length :, :]]
+        self._new = used[..., self.length :, :].unbind(1)
         self._used = [part.unbind() for part in used]
 
     def _grow(self, slots: int) -> None:
@@ -118,12 +117,11 @@ class BatchCache:
         self._keys_values[:, :, target, :, :length] = self._keys_values[:, :, source, :, :length]
         self.rows[target].ids = self.rows[source].ids[:length]
 
-    def write(self, layer: int, keys_GRC: Tensor, values_GRC: Tensor, lengths_R: Tensor) -> None:
-        """Store one new position of one layer for each of the first R rows, row r behind its `lengths_R[r]`."""
+    def write(self, layer: int, new_2GRC: Tensor, lengths_R: Tensor) -> None:
+        """Store keys and values of one new position of one layer for each of the first R rows, row r behind its
+        `lengths_R[r]`."""
         rows = torch.arange(len(lengths_R), device=lengths_R.device)
-        keys, values = self._keys_values[:, layer]
-        keys[rows, :, lengths_R] = keys_GRC.transpose(0, 1)
-        values[rows, :, lengths_R] = values_GRC.transpose(0, 1)
+        self._keys_values[:, layer][:, rows, :, lengths_R] = new_2GRC.permute(2, 0, 1, 3)
 
     def read(self, layer: int, rows: int, slots: int) -> tuple[Tensor, Tensor]:
         """Keys and values [R, kv heads, slots, head width] of one layer."""

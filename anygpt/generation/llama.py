@@ -3,7 +3,7 @@
 It equals `transformers.LlamaForCausalLM` (a test compares the logits) and exists for speed: no module calls, one
 matrix product for q, k, v and one for gate and up (`matrices`), a static cache, and none of the seconds that importing
 transformers takes. Shape suffixes: T positions of one sequence, R sequences, N ids of either kind, D hidden width,
-H heads, G key-value heads, C head width, V vocabulary.
+E the same with what `_embedded` adds, H heads, G key-value heads, C head width, P pairs of its channels, V vocabulary.
 """
 
 import json
@@ -24,6 +24,8 @@ from anygpt.generation.matrices import Matrix, activation_type, add_product, out
 from anygpt.generation.sampling import pick
 from anygpt.generation.weight_memory import WeightMemory
 
+ROTATED = ("q_proj", "k_proj")
+"""Matrices whose outputs are rotated by their position."""
 PADDING = 1.25
 """On a CPU, rows of a batch attend one by one where together they would read more than so many times what they hold:
 a call for each costs that much more than one for all (`benchmarks/batch.py`)."""
@@ -117,12 +119,12 @@ def inverse_frequencies(shape: LlamaShape, source: str) -> Tensor:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One decoder layer; matrices that share an input are one."""
+    """One decoder layer; matrices that share an input are one. A norm is None where its weight is in them."""
 
-    norm_attention: Tensor
+    norm_attention: Tensor | None
     qkv: Matrix
     out: Matrix
-    norm_mlp: Tensor
+    norm_mlp: Tensor | None
     gate_up: Matrix
     down: Matrix
 
@@ -163,10 +165,23 @@ class LlamaDecoder:
         def join(parts: Iterable[Tensor], outputs: int, inputs: int) -> Matrix:
             return place(parts, outputs, inputs, dtype=dtype, memory=memory)
 
+        def part(prefix: str, name: str, count: int, inputs: int) -> Tensor:
+            if name == "lm_head" and shape.tied_head:
+                return self.embedding
+            weight_OI = checked(f"{prefix}{name}.weight", count, inputs)
+            return _paired(weight_OI, shape.head_width) if name in ROTATED else weight_OI
+
         def matrix(prefix: str, inputs: int, **rows: int) -> Matrix:
             """The matrices of one input as one."""
-            parts = (checked(f"{prefix}{name}.weight", count, inputs) for name, count in rows.items())
-            return join(parts, sum(rows.values()), inputs)
+            return join((part(prefix, name, count, inputs) for name, count in rows.items()), sum(rows.values()), inputs)
+
+        def normed_matrix(norm_D: Tensor, prefix: str, **rows: int) -> tuple[Tensor | None, Matrix]:
+            """A norm and the matrices behind it. Where rounding allows it they have its weight in them, which is an
+            operation less, and don't look at what `_embedded` adds."""
+            if not is_norm_within:
+                return norm_D, matrix(prefix, width, **rows)
+            parts = (F.pad(part(prefix, name, count, width) * norm_D, (0, 1)) for name, count in rows.items())
+            return None, join(parts, sum(rows.values()), width + 1)
 
         def norm(key: str) -> Tensor:
             """For `_normed`, which on a CPU divides by a root of a sum, not of a mean."""
@@ -175,36 +190,38 @@ class LlamaDecoder:
 
         width, inner = shape.hidden_size, shape.inner_size
         wide_q, wide_kv = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+        is_norm_within = self.device.type == "cpu" and dtype == torch.float32
         self.embedding = get("model.embed_tokens.weight", shape.vocab_size, width)
-        if shape.tied_head:
-            self.head = join([self.embedding], shape.vocab_size, width)
-        else:
-            self.head = matrix("", width, lm_head=shape.vocab_size)
         self.layers: list[_Layer] = []
         for index in range(shape.layers):
-            prefix = f"model.layers.{index}"
+            prefix = f"model.layers.{index}."
+            norm_attention, qkv = normed_matrix(
+                norm(f"{prefix}input_layernorm.weight"),
+                f"{prefix}self_attn.",
+                q_proj=wide_q,
+                k_proj=wide_kv,
+                v_proj=wide_kv,
+            )
+            norm_mlp, gate_up = normed_matrix(
+                norm(f"{prefix}post_attention_layernorm.weight"), f"{prefix}mlp.", gate_proj=inner, up_proj=inner
+            )
             self.layers.append(
                 _Layer(
-                    norm_attention=norm(f"{prefix}.input_layernorm.weight"),
-                    qkv=matrix(f"{prefix}.self_attn.", width, q_proj=wide_q, k_proj=wide_kv, v_proj=wide_kv),
-                    out=matrix(f"{prefix}.self_attn.", wide_q, o_proj=width),
-                    norm_mlp=norm(f"{prefix}.post_attention_layernorm.weight"),
-                    gate_up=matrix(f"{prefix}.mlp.", width, gate_proj=inner, up_proj=inner),
-                    down=matrix(f"{prefix}.mlp.", inner, down_proj=width),
+                    norm_attention=norm_attention,
+                    qkv=qkv,
+                    out=matrix(f"{prefix}self_attn.", wide_q, o_proj=width),
+                    norm_mlp=norm_mlp,
+                    gate_up=gate_up,
+                    down=matrix(f"{prefix}mlp.", inner, down_proj=width),
                 )
             )
-        self.norm = norm("model.norm.weight")
-        self._least_length = torch.tensor(math.sqrt(width * shape.norm_eps), device=self.device)
-        self._nothing = torch.zeros(1, 1, 1, dtype=self.dtype, device=self.device)
-        self._cos, self._sin = self._rotations(source)
-
-    def _rotations(self, source: str) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines of every position, [context, C], for `_rotate`."""
-        positions = torch.arange(self.shape.context, dtype=torch.float32)
-        angles = positions[:, None] * inverse_frequencies(self.shape, source)
-        cos, sin = angles.cos(), angles.sin()
-        table = (torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
-        return tuple(part.to(device=self.device, dtype=self.dtype) for part in table)  # type: ignore[return-value]
+        self.norm, self.head = normed_matrix(norm("model.norm.weight"), "", lm_head=shape.vocab_size)
+        self._least_length = math.sqrt(width * shape.norm_eps)
+        self._one = torch.ones(1, 1, dtype=self.dtype, device=self.device)
+        angles = torch.arange(shape.context, dtype=torch.float32)[:, None] * inverse_frequencies(shape, source)
+        self._turns = torch.polar(torch.full_like(angles, shape.head_width**-0.25), angles).to(self.device)
+        """Rotations of every position as complex numbers, [context, P]. They also scale queries and keys, so that
+        scores come out scaled."""
 
     def new_cache(self, capacity: int | None = None, *, slots: int | None = None) -> StaticCache:
         """An empty cache for `capacity` positions, by default the whole context; see `StaticCache` for `slots`."""
@@ -230,24 +247,24 @@ class LlamaDecoder:
     def append(self, ids: Sequence[int], cache: StaticCache, *, last_only: bool = True) -> Tensor:
         """Append `ids` to the sequence in `cache`, `PREFILL_CHUNK` at a time.
 
-        Returns what `logits` takes: [1, D] of the last position, or [T, D] with `last_only=False`.
+        Returns what `logits` takes: [1, E] of the last position, or [T, E] with `last_only=False`.
         """
         parts: list[Tensor] = []
         for start in range(0, len(ids), PREFILL_CHUNK):
-            hidden_TD = self._append(ids[start : start + PREFILL_CHUNK], cache)
-            parts = [hidden_TD[-1:]] if last_only else [*parts, hidden_TD]
+            hidden_TE = self._append(ids[start : start + PREFILL_CHUNK], cache)
+            parts = [hidden_TE[-1:]] if last_only else [*parts, hidden_TE]
         return self._normed(parts[0] if len(parts) == 1 else torch.cat(parts), self.norm)
 
     @torch.inference_mode()
-    def logits(self, hidden_ND: Tensor, allowed: Sequence[range] | None = None) -> Tensor:
+    def logits(self, hidden_NE: Tensor, allowed: Sequence[range] | None = None) -> Tensor:
         """Float32 logits of the ids that may come, [N, all of `allowed`]; of every id without.
 
         No others are computed but those between the ranges, which ascend.
         """
         if allowed is None:
-            return times(hidden_ND, self.head).float()
+            return times(hidden_NE, self.head).float()
         every = range(allowed[0].start, allowed[-1].stop)
-        logits_NV = times(hidden_ND, outputs(self.head, every)).float()
+        logits_NV = times(hidden_NE, outputs(self.head, every)).float()
         return pick(logits_NV, [range(ids.start - every.start, ids.stop - every.start) for ids in allowed])
 
     @torch.inference_mode()
@@ -264,34 +281,33 @@ class LlamaDecoder:
         mask = torch.cat([torch.ones(count, cache.length, dtype=torch.bool), is_seen], dim=1).to(self.device)
         positions_N = cache.length + is_seen.sum(1) - 1
 
-        def attend(layer: int, query_HTC: Tensor, keys_GTC: Tensor, values_GTC: Tensor) -> Tensor:
-            return self._attend(query_HTC, *cache.write(layer, keys_GTC, values_GTC), mask)
+        def attend(layer: int, query_HTC: Tensor, new_2GTC: Tensor) -> Tensor:
+            return self._attend(query_HTC, *cache.write(layer, new_2GTC), mask)
 
         ids = [index for branch in branches for index in branch]
-        positions_N = positions_N.to(self.device)
-        hidden_ND = self._layers(ids, self._cos[positions_N], self._sin[positions_N], attend)
-        return list(self.logits(self._normed(hidden_ND, self.norm)).split(lengths.tolist()))
+        hidden_NE = self._layers(ids, self._turns[positions_N.to(self.device)], attend)
+        return list(self.logits(self._normed(hidden_NE, self.norm)).split(lengths.tolist()))
 
     def _append(self, ids: Sequence[int], cache: StaticCache) -> Tensor:
-        """What ids become that follow the sequence in `cache`, before the head, [T, D]."""
+        """What ids become that follow the sequence in `cache`, before the last norm, [T, E]."""
         count = len(ids)
         stop = cache.length + count
         mask = None
         if count > 1 and cache.length > 0:
             mask = torch.ones(count, stop, dtype=torch.bool, device=self.device).tril(cache.length)
 
-        def attend(layer: int, query_HTC: Tensor, keys_GTC: Tensor, values_GTC: Tensor) -> Tensor:
-            return self._attend(query_HTC, *cache.write(layer, keys_GTC, values_GTC), mask)
+        def attend(layer: int, query_HTC: Tensor, new_2GTC: Tensor) -> Tensor:
+            return self._attend(query_HTC, *cache.write(layer, new_2GTC), mask)
 
-        hidden_TD = self._layers(ids, self._cos[cache.length : stop], self._sin[cache.length : stop], attend)
+        hidden_TE = self._layers(ids, self._turns[cache.length : stop], attend)
         cache.advance(ids)
-        return hidden_TD
+        return hidden_TE
 
     @torch.inference_mode()
     def append_rows(self, ids: Sequence[int], cache: BatchCache) -> Tensor:
         """Append one id to each of the first R sequences in `cache`, of whatever lengths, in one pass.
 
-        Returns what `logits` takes, [R, D]: as of `append` up to the order in which products are summed.
+        Returns what `logits` takes, [R, E]: as of `append` up to the order in which products are summed.
         """
         count = len(ids)
         lengths = [row.length for row in cache.rows[:count]]
@@ -307,62 +323,60 @@ class LlamaDecoder:
             mask = torch.zeros(is_empty.shape, dtype=self.dtype, device=self.device)
             mask = mask.masked_fill_(is_empty, float("-inf"))[:, None, None]
 
-        def attend(layer: int, query_HRC: Tensor, keys_GRC: Tensor, values_GRC: Tensor) -> Tensor:
-            cache.write(layer, keys_GRC, values_GRC, lengths_R)
+        def attend(layer: int, query_HRC: Tensor, new_2GRC: Tensor) -> Tensor:
+            cache.write(layer, new_2GRC, lengths_R)
             keys, values = cache.read(layer, count, slots)
             if is_each_alone:
                 rows = zip(query_HRC.split(1, dim=1), keys, values, lengths, strict=True)
                 return torch.cat([self._attend(q, k[:, : used + 1], v[:, : used + 1], None) for q, k, v, used in rows])
             # As in `_attend`, heads that share keys stand in as positions.
             query = query_HRC.transpose(0, 1).reshape(count, self.shape.kv_heads, -1, self.shape.head_width)
-            return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask).reshape(count, -1)
+            mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=1.0)
+            return mixed.reshape(count, -1)
 
-        hidden_RD = self._layers(ids, self._cos[lengths_R], self._sin[lengths_R], attend)
+        hidden_RE = self._layers(ids, self._turns[lengths_R], attend)
         for row, index in zip(cache.rows, ids, strict=False):
             row.advance([index])
-        return self._normed(hidden_RD, self.norm)
+        return self._normed(hidden_RE, self.norm)
 
-    def _layers(
-        self,
-        ids: Sequence[int],
-        cos_NC: Tensor,
-        sin_NC: Tensor,
-        attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
-    ) -> Tensor:
-        """What N ids become on their way through all layers, [N, D].
+    def _layers(self, ids: Sequence[int], turns_NP: Tensor, attend: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
+        """What N ids become on their way through all layers, [N, E].
 
         The ids may be of one sequence or of several: only `attend` knows. From a layer's number and its rotated
-        queries [H, N, C], rotated keys [G, N, C] and values it makes what is mixed, [N, H*C].
+        queries [H, N, C], rotated keys and values [2, G, N, C] it makes what is mixed, [N, H*C].
         """
         shape = self.shape
-        hidden_ND = self._embedded(ids)
+        hidden_NE = self._embedded(ids)
+        hidden_ND = hidden_NE[:, : shape.hidden_size]
         for index, layer in enumerate(self.layers):
-            normed_ND = self._normed(hidden_ND, layer.norm_attention)
-            heads = times(normed_ND, layer.qkv).view(len(ids), -1, shape.head_width).transpose(0, 1)
-            rotated = _rotate(heads[: shape.heads + shape.kv_heads], cos_NC, sin_NC)
-            mixed_ND = attend(index, rotated[: shape.heads], rotated[shape.heads :], heads[len(rotated) :])
-            hidden_ND = add_product(hidden_ND, mixed_ND, layer.out)
-            normed_ND = self._normed(hidden_ND, layer.norm_mlp)
-            gate, up = times(normed_ND, layer.gate_up).chunk(2, dim=-1)
-            hidden_ND = add_product(hidden_ND, F.silu(gate).mul_(up), layer.down)
-        return hidden_ND
+            normed_NE = self._normed(hidden_NE, layer.norm_attention)
+            heads = times(normed_NE, layer.qkv).view(len(ids), -1, shape.head_width).transpose(0, 1)
+            _rotate(heads[: shape.heads + shape.kv_heads], turns_NP)
+            keys_values = heads[shape.heads :].view(2, shape.kv_heads, len(ids), shape.head_width)
+            add_product(hidden_ND, attend(index, heads[: shape.heads], keys_values), layer.out)
+            normed_NE = self._normed(hidden_NE, layer.norm_mlp)
+            gate, up = times(normed_NE, layer.gate_up).chunk(2, dim=-1)
+            add_product(hidden_ND, F.silu(gate).mul_(up), layer.down)
+        return hidden_NE
 
     def _embedded(self, ids: Sequence[int]) -> Tensor:
-        """[N, D]; a single id needs no tensor of its own, which takes a CPU as long as some product of a small model,
-        and a GPU a copy."""
+        """[N, E]: on a CPU with a channel more, which holds what `_normed` adds to the length and never changes."""
         if len(ids) == 1:
-            return self.embedding.narrow(0, ids[0], 1)
-        return F.embedding(torch.tensor(ids, device=self.device), self.embedding)
+            # It needs no tensor of its own, which takes a CPU as long as some product of a small model, a GPU a copy.
+            rows_ND = self.embedding.narrow(0, ids[0], 1)
+        else:
+            rows_ND = F.embedding(torch.tensor(ids, device=self.device), self.embedding)
+        return F.pad(rows_ND, (0, 1), value=self._least_length) if self.device.type == "cpu" else rows_ND.clone()
 
-    def _normed(self, hidden_ND: Tensor, weight_D: Tensor) -> Tensor:
-        """RMSNorm (Zhang and Sennrich 2019)."""
+    def _normed(self, hidden_NE: Tensor, weight_D: Tensor | None) -> Tensor:
+        """RMSNorm (Zhang and Sennrich 2019), [N, D]; with None [N, E], and the weight is left to what follows."""
+        count = len(hidden_NE)
         if self.device.type != "cpu":
-            return F.rms_norm(hidden_ND, (self.shape.hidden_size,), weight_D, self.shape.norm_eps)
-        # torch's own is a row of kernels on a CPU. Of these there are fewer, since the root of a sum of squares and of
-        # what is added to it each have one.
-        length_N1 = torch.linalg.vector_norm(hidden_ND, dim=-1, keepdim=True, dtype=torch.float32)
-        normed_ND = (hidden_ND / torch.hypot(length_N1, self._least_length)).mul_(weight_D)
-        return normed_ND if normed_ND.dtype == self.dtype else normed_ND.to(self.dtype)
+            return F.rms_norm(hidden_NE, (self.shape.hidden_size,), weight_D, self.shape.norm_eps)
+        # torch's own is a row of kernels on a CPU, but it has one that divides rows by their length.
+        lengths_N1 = self._one if count == 1 else self._one.expand(count, 1).contiguous()
+        normed_NE, _ = torch._weight_norm_interface(hidden_NE, lengths_N1, 0)
+        return normed_NE if weight_D is None else (normed_NE[:, :-1] * weight_D).to(self.dtype)
 
     def _attend(self, query_HTC: Tensor, keys_GSC: Tensor, values_GSC: Tensor, mask_TS: Tensor | None) -> Tensor:
         """Causal attention of the T newest of S positions; [T, H*C]."""
@@ -374,9 +388,9 @@ class LlamaDecoder:
             query = query_HTC.reshape(keys_GSC.shape[0], -1, width)
             if self.dtype == torch.float32 and self.device.type == "cpu":
                 # Less to go through than torch's fused kernel, which is made for many queries.
-                scores = torch.baddbmm(self._nothing, query, keys_GSC.mT, beta=0, alpha=width**-0.5)
-                return torch.bmm(scores.softmax(-1), values_GSC).view(1, heads * width)
-            mixed = F.scaled_dot_product_attention(query[None], keys_GSC[None], values_GSC[None])
+                shares = torch.bmm(query, keys_GSC.mT).softmax(-1)
+                return torch.bmm(shares, values_GSC).view(1, heads * width)
+            mixed = F.scaled_dot_product_attention(query[None], keys_GSC[None], values_GSC[None], scale=1.0)
             return mixed.reshape(1, heads * width)
         mixed = F.scaled_dot_product_attention(
             query_HTC[None],
@@ -384,6 +398,7 @@ class LlamaDecoder:
             values_GSC[None],
             attn_mask=mask_TS,
             is_causal=mask_TS is None,
+            scale=1.0,
             enable_gqa=heads != keys_GSC.shape[0],
         )
         return mixed[0].transpose(0, 1).reshape(count, heads * width)
@@ -401,15 +416,26 @@ def _attend_one(query_HC: Tensor, keys_HSC: Tensor, values_HSC: Tensor) -> Tenso
     for start in range(0, heads, size):
         some = slice(start, start + size)
         scores_HS = (keys_HSC[some] * query_HC[some, None]).sum(-1, dtype=torch.float32)
-        shares_HS = (scores_HS * width**-0.5).softmax(-1).to(values_HSC.dtype)
+        shares_HS = scores_HS.softmax(-1).to(values_HSC.dtype)
         mixed_HC[some] = (values_HSC[some] * shares_HS[..., None]).sum(1)
     return mixed_HC
 
 
-def _rotate(heads_HTC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
-    """Rotary position embedding, two-halves layout; `sin_TC` carries the minus sign of its first half."""
-    swapped = heads_HTC.roll(heads_HTC.shape[-1] // 2, dims=-1)
-    return torch.addcmul(heads_HTC * cos_TC, swapped, sin_TC)
+def _paired(weight_OI: Tensor, head_width: int) -> Tensor:
+    """Outputs of all heads in an order in which the two channels that are rotated together are neighbours.
+
+    In checkpoints they are half a head apart. Scores are the same in any order that queries and keys share.
+    """
+    outputs, inputs = weight_OI.shape
+    return weight_OI.view(-1, 2, head_width // 2, inputs).transpose(1, 2).reshape(outputs, inputs)
+
+
+def _rotate(heads_HTC: Tensor, turns_TP: Tensor) -> None:
+    """Rotary position embedding in place, of neighbouring channels: as one number, a pair is rotated by a product."""
+    floats_HTC = heads_HTC.float()
+    torch.view_as_complex(floats_HTC.view(*floats_HTC.shape[:-1], -1, 2)).mul_(turns_TP)
+    if heads_HTC.dtype != torch.float32:
+        heads_HTC.copy_(floats_HTC)
 
 
 def load_decoder(

@@ -83,9 +83,12 @@ def times(rows_NI: Tensor, matrix: Matrix) -> Tensor:
     return rows_NI @ matrix if isinstance(matrix, Tensor) else matrix.times(rows_NI)
 
 
-def add_product(sum_NO: Tensor, rows_NI: Tensor, matrix: Matrix) -> Tensor:
-    """A sum [N, O] and the product, in one operation where there is one."""
-    return torch.addmm(sum_NO, rows_NI, matrix) if isinstance(matrix, Tensor) else sum_NO + matrix.times(rows_NI)
+def add_product(sum_NO: Tensor, rows_NI: Tensor, matrix: Matrix) -> None:
+    """Add the product to a sum [N, O], in one operation where there is one."""
+    if isinstance(matrix, Tensor):
+        sum_NO.addmm_(rows_NI, matrix)
+    else:
+        sum_NO += matrix.times(rows_NI)
 
 
 def outputs(matrix: Matrix, some: range) -> Matrix:

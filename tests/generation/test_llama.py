@@ -1,7 +1,6 @@
 """The forward pass against transformers, and the errors of loading a checkpoint folder."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from anygpt.errors import CheckpointError
 from anygpt.generation import llama
 from anygpt.generation.cache import BatchCache
 from anygpt.generation.llama import load_decoder
-from anygpt.generation.matrices import Int8Matrix, Matrix
+from anygpt.generation.matrices import Int8Matrix, place
 from anygpt.generation.packed_matrix import PackedMatrix
+from anygpt.generation.weight_memory import WeightMemory
 
 VOCAB = 97
 LLAMA3 = {
@@ -111,18 +111,7 @@ def test_int8_is_the_model_with_rounded_weights(tmp_path: Path, changes: dict[st
     build_llama(tmp_path, VOCAB, **changes)
     small = load_decoder(tmp_path, dtype=torch.int8)
     assert small.embedding.dtype == small.dtype == torch.bfloat16
-    reference = load_decoder(tmp_path)
-    reference.head = floats_of(small.head)
-    reference.layers = [
-        replace(
-            ours,
-            qkv=floats_of(theirs.qkv),
-            out=floats_of(theirs.out),
-            gate_up=floats_of(theirs.gate_up),
-            down=floats_of(theirs.down),
-        )
-        for ours, theirs in zip(reference.layers, small.layers, strict=True)
-    ]
+    reference = load_decoder(rounded(tmp_path))
     ids = torch.randint(VOCAB, (80,), generator=torch.Generator().manual_seed(2)).tolist()
     results = []
     for decoder in (small, reference):
@@ -141,7 +130,7 @@ def test_int8_is_the_model_with_rounded_weights(tmp_path: Path, changes: dict[st
     got, expected = results
     assert got.dtype == torch.float32
     error = (got - expected).norm(dim=1) / expected.norm(dim=1)
-    assert error.mean() < 0.03 and error.max() < 0.1
+    assert error.mean() < 0.03 and error.max() < 0.15
     # The same greedy choice, except where two ids are closer than bfloat16 can tell.
     best = expected.topk(2).values
     is_clear = best[:, 0] - best[:, 1] > 0.4
@@ -149,9 +138,20 @@ def test_int8_is_the_model_with_rounded_weights(tmp_path: Path, changes: dict[st
     assert torch.equal(got.argmax(1)[is_clear], expected.argmax(1)[is_clear])
 
 
-def floats_of(matrix: Matrix) -> torch.Tensor:
-    assert isinstance(matrix, Int8Matrix | PackedMatrix)
-    return matrix.dequantised().t()
+def rounded(folder: Path) -> Path:
+    """A checkpoint with the weights that int8 stands for."""
+    tensors = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
+    for key, weight in tensors.items():
+        if "proj" in key or "lm_head" in key:
+            matrix = place([weight], *weight.shape, dtype=torch.int8, memory=WeightMemory(torch.device("cpu")))
+            assert isinstance(matrix, Int8Matrix | PackedMatrix)
+            tensors[key] = matrix.dequantised()
+    (folder / "rounded").mkdir()
+    save_file(tensors, folder / "rounded" / "model.safetensors")
+    (folder / "rounded" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    return folder / "rounded"
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
@@ -258,4 +258,5 @@ def test_norms_are_those_of_torch(tmp_path: Path, scale: float) -> None:
     hidden = torch.randn(5, width, generator=torch.Generator().manual_seed(1)) * scale
     weight = load_file(tmp_path / "model.safetensors")["model.norm.weight"]
     expected = torch.nn.functional.rms_norm(hidden, (width,), weight, decoder.shape.norm_eps)
-    torch.testing.assert_close(decoder._normed(hidden, decoder.norm), expected)
+    with_least = torch.nn.functional.pad(hidden, (0, 1), value=decoder._least_length)
+    torch.testing.assert_close(decoder._normed(with_least, weight * width**0.5), expected)
