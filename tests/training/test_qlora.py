@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from fixtures_ranks import run_ranks
+from fixtures_ranks import LIMIT_S, run_ranks
 from fixtures_stage1 import write_stage1_config
 from fixtures_stage2 import write_stage2_config
 from safetensors.torch import load_file
@@ -140,6 +140,7 @@ def test_what_is_merged_is_whole_and_answers_like_what_was_trained(run: Run, bas
 
 @needs_package
 @pytest.mark.slow
+@pytest.mark.timeout(3 * LIMIT_S)
 def test_two_processes_have_the_losses_of_one(base: Path, tmp_path: Path) -> None:
     path = write_stage2_config(tmp_path, base, **QLORA, micro_batches_per_step=2)
     config = yaml.safe_load(path.read_text())

@@ -76,6 +76,7 @@ def test_two_ranks_have_the_losses_of_one_process_and_one_goes_on_where_they_wer
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(4 * LIMIT_S)
 def test_fifty_steps_with_a_kill_a_resume_and_a_change_of_processes(tmp_path: Path) -> None:
     one, two = _one_process(tmp_path, 50), tmp_path / "two"
     config = _write_config(tmp_path, 50, shards=True)
