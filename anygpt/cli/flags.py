@@ -35,6 +35,10 @@ def bind(command: Command, words: Sequence[str], name: str) -> dict[str, Any]:
     parameters, hints = _parameters(command)
     signature = inspect.Signature(list(parameters.values()))
     joined = _join_flags(words, parameters, hints, name)
+    given = {word.partition("=")[0] for word in joined}
+    missing = [key for key, item in parameters.items() if _is_required_flag(item) and f"--{key}" not in given]
+    if missing:
+        raise AnyGPTError(f"{', '.join(map(_flag, missing))} missing; see {name} --help")
     bound: dict[str, Any] = {}
 
     @functools.wraps(command)
@@ -51,12 +55,12 @@ def bind(command: Command, words: Sequence[str], name: str) -> dict[str, Any]:
         reason = reason.removeprefix("ERROR: ").replace("Could not consume arg:", "unexpected argument")
         raise AnyGPTError(f"{reason}; see {name} --help") from None
     # Fire gives positional parameters that were left out as their default, None.
-    given = {key: _convert(hints[key], value, _flag(key)) for key, value in bound.items() if value is not None}
+    values = {key: _convert(hints[key], value, _flag(key)) for key, value in bound.items() if value is not None}
     for key, group in _groups(command).items():
-        members = {field.name: given.pop(field.name) for field in dataclasses.fields(group) if field.name in given}
+        members = {field.name: values.pop(field.name) for field in dataclasses.fields(group) if field.name in values}
         if members:
-            given[key] = group(**members)
-    return given
+            values[key] = group(**members)
+    return values
 
 
 def describe(command: Command, name: str) -> str:
@@ -166,6 +170,10 @@ def _hints(described: Command | type) -> dict[str, Any]:
 
 def _is_positional(parameter: inspect.Parameter) -> bool:
     return parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+
+
+def _is_required_flag(parameter: inspect.Parameter) -> bool:
+    return not _is_positional(parameter) and parameter.default is parameter.empty
 
 
 def _flag(key: str) -> str:

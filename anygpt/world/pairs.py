@@ -79,8 +79,11 @@ def write_pairs(
     """Tokenize `count` pairs into `out/<modality>_captions.jsonl` and `out/<modality>_prompts.jsonl`.
 
     The first file holds canonical captions, to learn describing from; the second what users might type, to learn
-    making from. A killed run goes on where its partial files end.
+    making from. A killed run goes on where its partial files end. Raises AnyGPTError for a count below 1.
     """
+    for flag, number in (("--count", count), ("--batch-size", batch_size)):
+        if number < 1:
+            raise AnyGPTError(f"{flag} is {number}, expected at least 1")
     name = tokenizer.modality
     spec = get_modality(name).with_codebooks(
         codebook_size=tokenizer.codebook_size, num_codebooks=tokenizer.num_codebooks

@@ -116,3 +116,12 @@ def test_help_shows_every_parameter() -> None:
     ):
         assert part in text
     assert "--steps N\n" in text and "--rate X\n" in text and "--dry-run\n" in text
+
+
+def test_a_required_flag_is_named_as_it_is_typed() -> None:
+    def needy(what: str, *, out_dir: Path, count: int) -> None:
+        """Needs flags."""
+
+    with pytest.raises(AnyGPTError, match="^--out-dir, --count missing; see anygpt do --help$"):
+        bind(needy, ["x"], "anygpt do")
+    assert bind(needy, ["x", "--out-dir", "a", "--count=2"], "anygpt do")["count"] == 2
