@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anygpt.generation.llama import LlamaDecoder, LlamaShape
+from anygpt.generation.packed_matrix import PackedMatrix
 
 CONFIG = {
     "model_type": "llama",
@@ -150,6 +151,7 @@ def matrix_vector_products(clock: Clock, rounds: int) -> dict[str, tuple[float, 
         transposed = weight.t().contiguous()
         small = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
         scales = torch.rand(outputs, dtype=torch.bfloat16)
+        packed = PackedMatrix.pack(small, scales)
         row = torch.randn(1, inputs, dtype=torch.bfloat16)
         ways = {
             "bfloat16, linear": lambda row=row, weight=weight: F.linear(row, weight),
@@ -158,6 +160,9 @@ def matrix_vector_products(clock: Clock, rounds: int) -> dict[str, tuple[float, 
             "int8, _weight_int8pack_mm": lambda row=row, small=small, scales=scales: torch.ops.aten._weight_int8pack_mm(
                 row, small, scales
             ),
+            "int8, packed (activations in 8 bits)": lambda row=row, packed=packed: [
+                torch.ops.quantized.linear_dynamic(row.float(), block) for block in packed.blocks
+            ],
         }
         with torch.inference_mode():
             for way, run in ways.items():

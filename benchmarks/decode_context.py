@@ -70,7 +70,7 @@ def measure(contexts: list[int], count: int, rounds: int, clock: Callable[[], fl
     def run_ours(context: int) -> list[int]:
         ids = [7]
         for _ in range(count):
-            ids.append(int(step(decoder, ids[-1], ours[context]).argmax()))
+            ids.append(int(decoder.logits(step(decoder, ids[-1], ours[context])).argmax()))
         ours[context].truncate(context)
         return ids[1:]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK_OUTPUTS = 16384
+BLOCK_OUTPUTS = 32768
 """Outputs of a packed block: a product for some of a matrix's outputs goes through whole blocks."""
 PIECE = 128
 """Weight of the high piece. Pieces are -64 to 64: without VNNI, FBGEMM adds up two products in 16 bits, which holds
