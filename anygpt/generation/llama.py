@@ -8,7 +8,7 @@ E the same with what `_embedded` adds, H heads, G key-value heads, C head width,
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,23 +165,27 @@ class LlamaDecoder:
         def join(parts: Iterable[Tensor], outputs: int, inputs: int) -> Matrix:
             return place(parts, outputs, inputs, dtype=dtype, memory=memory)
 
-        def part(prefix: str, name: str, count: int, inputs: int) -> Tensor:
-            if name == "lm_head" and shape.tied_head:
-                return self.embedding
-            weight_OI = checked(f"{prefix}{name}.weight", count, inputs)
-            return _paired(weight_OI, shape.head_width) if name in ROTATED else weight_OI
+        def pieces(prefix: str, inputs: int, rows: Mapping[str, int]) -> Iterator[Tensor]:
+            for name, count in rows.items():
+                if name == "lm_head" and shape.tied_head:
+                    yield self.embedding
+                elif name in ROTATED:
+                    for head_CI in checked(f"{prefix}{name}.weight", count, inputs).split(shape.head_width):
+                        yield _paired(head_CI)
+                else:
+                    yield checked(f"{prefix}{name}.weight", count, inputs)
 
         def matrix(prefix: str, inputs: int, **rows: int) -> Matrix:
             """The matrices of one input as one."""
-            return join((part(prefix, name, count, inputs) for name, count in rows.items()), sum(rows.values()), inputs)
+            return join(pieces(prefix, inputs, rows), sum(rows.values()), inputs)
 
         def normed_matrix(norm_D: Tensor, prefix: str, **rows: int) -> tuple[Tensor | None, Matrix]:
             """A norm and the matrices behind it. Where rounding allows it they have its weight in them, which is an
             operation less, and don't look at what `_embedded` adds."""
             if not is_norm_within:
                 return norm_D, matrix(prefix, width, **rows)
-            parts = (F.pad(part(prefix, name, count, width) * norm_D, (0, 1)) for name, count in rows.items())
-            return None, join(parts, sum(rows.values()), width + 1)
+            weighted = (F.pad(piece_OI * norm_D, (0, 1)) for piece_OI in pieces(prefix, width, rows))
+            return None, join(weighted, sum(rows.values()), width + 1)
 
         def norm(key: str) -> Tensor:
             """For `_normed`, which on a CPU divides by a root of a sum, not of a mean."""
@@ -421,13 +425,12 @@ def _attend_one(query_HC: Tensor, keys_HSC: Tensor, values_HSC: Tensor) -> Tenso
     return mixed_HC
 
 
-def _paired(weight_OI: Tensor, head_width: int) -> Tensor:
-    """Outputs of all heads in an order in which the two channels that are rotated together are neighbours.
+def _paired(head_CI: Tensor) -> Tensor:
+    """Outputs of a head in an order in which the two channels that are rotated together are neighbours.
 
     In checkpoints they are half a head apart. Scores are the same in any order that queries and keys share.
     """
-    outputs, inputs = weight_OI.shape
-    return weight_OI.view(-1, 2, head_width // 2, inputs).transpose(1, 2).reshape(outputs, inputs)
+    return torch.stack(head_CI.chunk(2), dim=1).view(head_CI.shape)
 
 
 def _rotate(heads_HTC: Tensor, turns_TP: Tensor) -> None:
