@@ -76,7 +76,9 @@ def measure(model: AnyGPT, llama: Any, name: str, rounds: int, clock: Callable[[
     source, content, count = PROMPTS[name]
     if source != "text":
         content = str(Path(resource("data")).parent / content)
-    limits = {"max_new_tokens": count, **({} if name == "image" else {"min_new_tokens": count})}
+    limits = {"max_new_tokens": count, "guidance_scale": 1.0}  # which `generate` would need a second prompt for
+    if name != "image":
+        limits["min_new_tokens"] = count
     task = model.prepare(source, name, content, 1, limits)
     sequence = [*generate(model.decoder, task.ids, **model.rules(task))]
     begun = [*task.ids, *sequence[: name != "text"]]  # with the start tag, which isn't drawn
