@@ -498,7 +498,7 @@ class AnyGPT:
         yield from (ready[number] for number in sorted(ready))
 
     def making(self, task: Task) -> list[Answer]:
-        """The answers that a task's own is `chosen` from, still to be made. Raises AnyGPTError for too long a prompt."""
+        """The answers that a task's own is `chosen` from, not made yet. Raises AnyGPTError for too long a prompt."""
         context = self.decoder.shape.context
         return [Answer(each.ids, context=context, **self.rules(each)) for each in task.candidates()]
 

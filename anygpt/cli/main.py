@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         # A character that can't be read or shown becomes a question mark instead of a traceback.
         getattr(stream, "reconfigure", lambda **_: None)(errors="replace")
+    # peft imports it wherever it is installed, and it warns of a kernel that nobody asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         run(words)
         sys.stdout.flush()
