@@ -38,7 +38,7 @@ PYTHON
 make_data() {
   "$python" -m anygpt world text --out "$out/mini" --count 1024
   "$python" -m anygpt world image --out "$out/mini/data" --count "${IMAGES:-100000}"
-  "$python" -m anygpt world speech --out "$out/mini/data" --count "${UTTERANCES:-40000}"
+  "$python" -m anygpt world speech --out "$out/mini/data" --count "${UTTERANCES:-114000}"
   "$python" -m anygpt world music --out "$out/mini/data" --count "${CLIPS:-12000}"
   local talks=${CONVERSATIONS:-150000}
   make_talks() { "$python" -m anygpt synth --out "$out/mini/data/$1.jsonl" --count $((talks * $2 / 15)) "${@:3}"; }
