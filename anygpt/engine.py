@@ -124,7 +124,8 @@ class Task:
 
     def candidates(self) -> "list[Task]":
         """The task with other seeds, as often as the policy says; the task itself first."""
-        count = 1 if self.text is None else self.policies[self.target].best_of
+        policy = self.policies[self.target]
+        count = 1 if self.text is None or policy.is_greedy else policy.best_of
         return [replace(self, seed=candidate_seed(self.seed, number)) for number in range(count)]
 
     def failed(self, error: AnyGPTError) -> Result:

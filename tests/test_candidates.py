@@ -59,6 +59,11 @@ def test_one_candidate_is_the_plain_answer(model: AnyGPT) -> None:
     assert candidate_seed(SEED, 0) == SEED and candidate_seed(SEED, 1) != candidate_seed(SEED + 1, 0)
 
 
+def test_the_likeliest_ids_are_made_once(model: AnyGPT) -> None:
+    task = model.task(PROMPT, seed=SEED, do_sample=False, best_of=4)
+    assert len(model.making(task)) == 1
+
+
 def test_prompts_of_a_batch_have_candidates_of_their_own(model: AnyGPT) -> None:
     prompts = [(PROMPT, 1), ("text|nothing|x", 2), ("text|image|y", 3), (PROMPT, 4), ("text|music|a b", 5)]
     results = list(model.run_batch(prompts, batch_size=3, temperature=1.5, best_of=3))

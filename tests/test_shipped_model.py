@@ -48,7 +48,7 @@ def test_transformers_and_sentencepiece_alone_continue_a_prompt_with_the_same_id
             best = allowed[int(logits[allowed].argmax())]
             ids = torch.cat([ids, torch.tensor([[best]])], dim=1)
     theirs = [i - added["<\N{EYES}0>"] for i in ids[0, len(prompt) :].tolist()]
-    ours = model.run("text|image|a red apple on a white background", do_sample=False).codes_KT
+    ours = model.run("text|image|a red apple on a white background", do_sample=False, guidance_scale=1.0).codes_KT
     assert ours is not None and ours[0].tolist() == theirs
 
 
