@@ -146,8 +146,9 @@ def test_stop_takes_the_question_back(new_talk: NewTalk, web_model: AnyGPT) -> N
 def test_an_answer_that_takes_too_long_fails(web_model: AnyGPT, tmp_path: Path) -> None:
     with drawing(web_model, timeout_s=0.01) as batch:
         talk = Talk(web_model, batch, MediaReader(web_model, MediaLimits()), is_chat=True, folder=tmp_path / "talk")
+        long = dataclasses.replace(web_model.chat_policies["speech"], max_new_tokens=250, min_new_tokens=250)
         with pytest.raises(AnyGPTError, match=r"longer than 0.01 s"):
-            ask(talk, "hello", answer="music")
+            ask(talk, "hello", answer="speech", policies={"speech": long})
         talk.close()
 
 
