@@ -7,16 +7,61 @@ both directions is a judge itself: of candidates for a text it takes that for wh
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from anygpt.generation.loop import Answer
 from anygpt.generation.scoring import log_likelihoods
 from anygpt.prompts.render import render_reading
-from anygpt.prompts.segments import Media
+from anygpt.prompts.segments import Media, Text
+from anygpt.prompts.templates import get_template
+from anygpt.vocabulary import Span
 
 if TYPE_CHECKING:
     from anygpt.engine import AnyGPT
+
+
+@dataclass(frozen=True, eq=False)
+class SpanChoice:
+    """A picture or sound in a conversation that is to be chosen among several, for the words that stand before it."""
+
+    modality: str
+    text: str
+    candidates: list[Answer]
+    """Each the span alone; to be made."""
+
+    def chosen(self, model: "AnyGPT") -> list[int]:
+        """The ids of the one that says the words best, when all are made; what comes after the start tag."""
+        spans = [model.vocabulary.decode_ids(candidate.ids)[0] for candidate in self.candidates]
+        codes = [span.codes_KT for span in spans if isinstance(span, Span)]
+        return self.candidates[best_fit(model, self.modality, self.text, codes)].ids[1:]
+
+
+def span_choice(model: "AnyGPT", answer: Answer, *, seed: int) -> SpanChoice | None:
+    """What there is to choose for the span that a paused answer has begun; None where no words of its own stand right
+    before it. `seed` is that of the answer."""
+    text = _words_before_span(model, answer)
+    if not text:
+        return None
+    first = candidate_seed(seed, len(answer.prompt_ids) + len(answer.ids))
+    seeds = [candidate_seed(first, number) for number in range(answer.policy.best_of)]
+    device = model.decoder.device
+    candidates = [answer.open_span(torch.Generator(device).manual_seed(each)) for each in seeds]
+    return SpanChoice(answer.automaton.modality, text, candidates)
+
+
+def _words_before_span(model: "AnyGPT", answer: Answer) -> str:
+    """What the answer says, since its last picture or sound, that the next one is."""
+    is_text = model.vocabulary.is_text
+    first = len(answer.ids) - 1
+    while first and is_text(answer.ids[first - 1]):
+        first -= 1
+    items = model.vocabulary.decode_ids(answer.ids[first:-1])
+    text = "".join(item.text for item in items if isinstance(item, Text)).strip()
+    return get_template(model.vocabulary.template).announced(text)
 
 
 def candidate_seed(seed: int, number: int) -> int:

@@ -397,11 +397,10 @@ class AnyGPT:
 
     @cached_property
     def chat_policies(self) -> dict[str, Policy]:
-        """Those of `policies` without guidance and candidates, which conversations don't have, and chat's own for text
+        """Those of `policies` without guidance, which conversations don't have, and chat's own for text
         (`generate_config.json`)."""
         # Guidance needs the same conversation without what was asked for. What the model has said of the picture before
         # it begins would still be there, so that hardly anything would be left to guide by.
-        # Nor does a conversation say in one place what candidates would have to fit.
         plain = {name: policy.override(CONVERSATION) for name, policy in self.policies.items()}
         return {**plain, **load_policies(self._config_dir or resource("config"), [], text="")}
 

@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from anygpt.candidates import span_choice
 from anygpt.data.instructions import MESSAGE_CONTROLS
 from anygpt.errors import AnyGPTError, nearest
 from anygpt.forms import TEXT
 from anygpt.generation.cache import StaticCache
 from anygpt.generation.grammar import Request
-from anygpt.generation.loop import generate
+from anygpt.generation.loop import Answer, decode, make
 from anygpt.generation.policies import CONVERSATION, Policy, check_limits
 from anygpt.generation.reading import AnswerReader, SpanStart, TextPiece
 from anygpt.media import Audio
@@ -75,9 +76,8 @@ Event = TextPiece | SpanStart | MediaMade | TurnsDropped | Done
 Given = Media | tuple[str, str | Path | Image.Image | Audio | Tensor]
 """Media of a message: encoded already, or a modality with a file, a picture or sound, or codes [K, T]."""
 
-IdSource = Callable[..., Iterator[int]]
-"""Gives the ids of an answer for a prompt's ids and, by keyword, `grammar`, `request`, `policies` and `generator` as in
-`generation.loop.Answer`."""
+IdSource = Callable[[Sequence[Answer]], Iterator[tuple[Answer, int]]]
+"""Makes answers, as `generation.loop.decode` does: one, or those that a picture or sound is to be chosen from."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ class Session:
         `media` go before the text; a spoken instruction is `("speech", path)` among them. `answer` names what the
         answer must contain: a modality, or "text" for text only; None leaves it to the model. `voice` is a sample of
         the voice for speech. `policies`, by modality or "text", take the place of the model's own; `settings` are
-        fields of the answer's `Policy` (that of text for None). Conversations have no guidance and no candidates,
-        whatever the policy files say: `guidance_scale` and `best_of` have to be 1 in both.
+        fields of the answer's `Policy` (that of text for None). Conversations have no guidance, whatever the policy
+        files say: `guidance_scale` has to be 1 in both.
 
         Where the iteration stops before `Done`, by an error or because it isn't carried on, the conversation is as
         it was. Raises AnyGPTError for an empty message, unfit media, unknown settings, a message that exceeds the
@@ -203,18 +203,20 @@ class Session:
         try:
             kept = self._exchanges[self._drop_count(question, request, policies) :]
             seed = self._answer_seed()
-            generated = self._source(
+            answer = Answer(
                 self._prompt(kept, question),
                 grammar=self._grammar,
                 request=request,
                 policies=policies,
+                context=self._model.decoder.shape.context,
                 generator=torch.Generator(self._model.decoder.device).manual_seed(seed),
+                pauses=True,
             )
             if len(kept) < len(self._exchanges):
                 yield TurnsDropped(2 * (len(self._exchanges) - len(kept)))
             ids: list[int] = []
             number = 0
-            for event in self._read(generated, ids):
+            for event in self._read(self._drawn(answer, seed), ids):
                 if isinstance(event, Span):
                     number += 1
                     yield self._made(event, number, policies[event.spec.name], voice, seed)
@@ -227,10 +229,30 @@ class Session:
             self._is_answering = False
         yield Done(exchange.answer)
 
-    def _alone(self, prompt_ids: Sequence[int], **rules: Any) -> Iterator[int]:
+    def _drawn(self, answer: Answer, seed: int) -> Iterator[int]:
+        """The ids of an answer; where there is a choice among several spans, the chosen one's come at once."""
+        while True:
+            for _, index in self._source([answer]):
+                yield index
+            if not answer.is_paused:
+                return
+            chosen: list[int] = []
+            if (choice := span_choice(self._model, answer, seed=seed)) is not None:
+                for _ in self._source(choice.candidates):
+                    pass
+                chosen = choice.chosen(self._model)
+            yield from chosen
+            answer = answer.carried_on(chosen)
+            if answer.is_done:
+                return
+
+    def _alone(self, answers: Sequence[Answer]) -> Iterator[tuple[Answer, int]]:
+        decoder = self._model.decoder
+        if len(answers) > 1:
+            return decode(decoder, answers, batch_size=len(answers))
         if self._cache is None:
-            self._cache = self._model.decoder.new_cache(slots=FIRST_SLOTS)
-        return generate(self._model.decoder, prompt_ids, cache=self._cache, **rules)
+            self._cache = decoder.new_cache(slots=FIRST_SLOTS)
+        return ((answers[0], index) for index in make(decoder, answers[0], self._cache))
 
     def _read(self, generated: Iterable[int], ids: list[int]) -> Iterator[TextPiece | SpanStart | Span]:
         """What the generated ids say; they are added to `ids`."""

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import torch
 from fixtures_tiny import CONTEXT
 from transformers import LlamaForCausalLM
 
-from anygpt import AnyGPT
+from anygpt import AnyGPT, candidates
 from anygpt.candidates import best_fit, candidate_seed
 from anygpt.engine import Result
 from anygpt.errors import ConfigError
+from anygpt.generation.reading import TextPiece
 from anygpt.prompts.render import render_base
 from anygpt.prompts.segments import Media
+from anygpt.prompts.templates import load_templates
+from anygpt.session import MediaMade
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -90,6 +94,40 @@ def test_a_model_says_how_many_suit_it(tiny_home: Path, tmp_path: Path) -> None:
     manifest["modalities"]["image"]["decoding"] = {"best_of": 3}
     (folder / "anygpt.json").write_text(json.dumps(manifest))
     assert AnyGPT.from_pretrained(folder).policies["image"].best_of == 3
+
+
+def test_in_a_conversation_the_words_before_it_choose(model: AnyGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three pictures the last is taken; it is what the conversation goes on with."""
+    read: list[tuple[str, list[Any]]] = []
+
+    def last(_: AnyGPT, modality: str, text: str, candidates: Sequence[torch.Tensor]) -> int:
+        assert modality == "image"
+        read.append((text, [each.tolist() for each in candidates]))
+        return len(candidates) - 1
+
+    monkeypatch.setattr(candidates, "best_fit", last)
+    pattern = replace(load_templates().chat[model.vocabulary.template], announces="^..(.*)")
+    monkeypatch.setattr(candidates, "get_template", lambda name: pattern)
+    settings = {"answer": "image", "best_of": 3, "temperature": 1.5}
+    session, again = model.session(seed=SEED), model.session(seed=SEED)
+    events = list(session.send("draw", **settings))
+    made = next(event for event in events if isinstance(event, MediaMade))
+    ((text, choices),) = read
+    before = "".join(event.text for event in events[: events.index(made)] if isinstance(event, TextPiece))
+    assert text == before.strip()[2:] and len({str(each) for each in choices}) == 3
+    assert made.codes_KT.tolist() == choices[2]
+    assert session.turns[-1] == events[-1].turn and made.codes_KT.tolist() in [
+        segment.codes_KT.tolist() for segment in session.turns[-1].segments if isinstance(segment, Media)
+    ]
+    assert str(list(again.send("draw", **settings))[-1]) == str(events[-1])
+    list(session.send("and now?", answer="text"))
+    assert len(read) == 2
+
+
+def test_what_no_words_stand_before_is_not_chosen(model: AnyGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "_words_before_span", lambda *_: "")
+    plain, choosing = (list(model.session(seed=SEED).send("draw", answer="image", best_of=number)) for number in (1, 3))
+    assert str(plain[-1]) == str(choosing[-1])
 
 
 def test_what_is_too_long_to_be_read_back_comes_last(model: AnyGPT) -> None:

@@ -16,6 +16,7 @@ from anygpt import AnyGPT
 from anygpt import session as session_module
 from anygpt.errors import AnyGPTError, CodeError, ConfigError, MediaError
 from anygpt.generation.cache import StaticCache
+from anygpt.generation.loop import Answer
 from anygpt.generation.reading import SpanStart, TextPiece
 from anygpt.generation.sampling import pick
 from anygpt.media import Audio
@@ -47,11 +48,11 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     def start(ids: Sequence[int]) -> list[list[int]]:
         prompts: list[list[int]] = []
 
-        def generate(_: object, prompt: Sequence[int], **__: object) -> Iterator[int]:
-            prompts.append(list(prompt))
+        def make(_: object, answer: Answer, __: object) -> Iterator[int]:
+            prompts.append(answer.prompt_ids)
             return iter(ids)
 
-        monkeypatch.setattr(session_module, "generate", generate)
+        monkeypatch.setattr(session_module, "make", make)
         return prompts
 
     return start
@@ -398,7 +399,6 @@ def test_typed_tags_stay_text(model: AnyGPT, session: Session) -> None:
         ({"temperatur": 1}, ConfigError, "unknown key 'temperatur'.*'temperature'"),
         ({"answer": "image", "max_new_tokens": 3}, ConfigError, "expected at least 32 for image"),
         ({"answer": "image", "guidance_scale": 3.0}, AnyGPTError, "'guidance_scale' of image is 3, .* base prompt"),
-        ({"answer": "image", "best_of": 3}, AnyGPTError, "'best_of' of image is 3, .* base prompt"),
     ],
 )
 def test_bad_messages(session: Session, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -409,10 +409,10 @@ def test_bad_messages(session: Session, arguments: dict[str, Any], error: type[E
     assert session.turns == [QUESTION, ANSWER]
 
 
-def test_conversations_have_no_guidance_and_no_candidates_though_prompts_do(tiny_home: Path, tmp_path: Path) -> None:
+def test_conversations_have_no_guidance_though_prompts_do(tiny_home: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_home / "config", tmp_path / "config")
     file = tmp_path / "config" / "image_generate_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"guidance_scale": 3.0, "best_of": 3}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"guidance_scale": 3.0}))
     guided = AnyGPT.from_pretrained(config_dir=tmp_path / "config")
     assert guided.policies["image"].guidance_scale == 3.0
     own, plain = (

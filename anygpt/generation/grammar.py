@@ -181,6 +181,11 @@ class Automaton:
             self.is_done = True
 
     @property
+    def reserved(self) -> int:
+        """Ids that the open span has to leave for one that is required after it."""
+        return self._reserve(self._block) if self._block is not None else 0
+
+    @property
     def _due(self) -> int:
         """Ids that have to come, at least, before the answer may end."""
         if self._pending is not None:

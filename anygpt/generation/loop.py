@@ -7,11 +7,12 @@ Ctrl-C); a cache then holds the ids that were fed so far.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from anygpt.forms import TEXT
 from anygpt.generation.cache import BatchCache, StaticCache
 from anygpt.generation.grammar import Grammar, Request
 from anygpt.generation.llama import PREFILL_CHUNK, LlamaDecoder
@@ -40,15 +41,28 @@ class Answer:
         context: int,
         generator: torch.Generator | None = None,
         unconditional_ids: Sequence[int] | None = None,
+        begun: int = 0,
+        pauses: bool = False,
     ) -> None:
         """`unconditional_ids` are the prompt without its input, for an answer that `Policy.guidance_scale` guides.
+        Where an answer is carried on, the last `begun` ids of the prompt are its own already. One that `pauses` is done
+        when it has begun a span that `Policy.best_of` wants a choice for: see `is_paused`.
 
         Raises AnyGPTError when prompt and shortest answer exceed the context.
         """
-        self.automaton = grammar.start(request, policies, prompt_length=len(prompt_ids), context=context)
+        self._rules: dict[str, Any] = {"grammar": grammar, "policies": policies, "context": context}
+        self._request = request
+        self._begun = begun
+        self._pauses = pauses
+        self.is_paused = False
+        """Whether what it ends with is the start tag of a span that is to be chosen."""
+        asked = len(prompt_ids) - begun
+        self.automaton = grammar.start(request, policies, prompt_length=asked, context=context)
+        for index in prompt_ids[asked + len(self.automaton.forced_ids) :]:
+            self.automaton.push(index)
         self.prompt_ids = list(prompt_ids)
-        self.ids = list(self.automaton.forced_ids)
-        """Of the answer so far, tags included."""
+        self.ids = [] if begun else list(self.automaton.forced_ids)
+        """Of the answer so far, tags included; those that it began with are in `prompt_ids`."""
         self.generator = generator
         self.unconditional_ids = unconditional_ids
         assert unconditional_ids is None or len(unconditional_ids) <= len(prompt_ids), "guided by a longer prompt"
@@ -58,7 +72,7 @@ class Answer:
 
     @property
     def is_done(self) -> bool:
-        return self.automaton.is_done
+        return self.is_paused or self.automaton.is_done
 
     @property
     def policy(self) -> Policy:
@@ -68,7 +82,7 @@ class Answer:
     @property
     def guidance_scale(self) -> float:
         """For the next id; text isn't guided."""
-        return 1.0 if self.automaton.modality == "text" else self.policy.guidance_scale
+        return 1.0 if self.automaton.modality == TEXT else self.policy.guidance_scale
 
     def seen(self, device: torch.device) -> Tensor:
         """Which ids occurred in prompt or answer, bool [V]."""
@@ -77,12 +91,28 @@ class Answer:
             self._seen_V[torch.tensor([*self.prompt_ids, *self.ids], device=device)] = True
         return self._seen_V
 
+    def carried_on(self, more: Sequence[int] = ()) -> "Answer":
+        """An answer that goes on from this one's ids, and `more` behind them; this one is not to be used again."""
+        prompt_ids = [*self.prompt_ids, *self.ids, *more]
+        begun = self._begun + len(self.ids) + len(more)
+        rules = {**self._rules, "generator": self.generator, "pauses": self._pauses}
+        return Answer(prompt_ids, request=self._request, begun=begun, **rules)
+
+    def open_span(self, generator: torch.Generator) -> "Answer":
+        """An answer that is nothing but the span that this one has just begun, start tag included."""
+        rules = {**self._rules, "context": self._rules["context"] - self.automaton.reserved}
+        before = [*self.prompt_ids, *self.ids[:-1]]
+        return Answer(before, request=Request.only(self.automaton.modality), generator=generator, **rules)
+
     def push(self, index: int) -> None:
         """Take the id that was drawn."""
         if self._seen_V is not None:
             self._seen_V[index] = True
+        was_text = self.automaton.modality == TEXT
         self.automaton.push(index)
         self.ids.append(index)
+        if self._pauses and was_text and self.automaton.modality != TEXT:
+            self.is_paused = self.policy.best_of > 1 and not self.policy.is_greedy
 
 
 Logits = Callable[[list[int], Sequence[range]], Tensor]
@@ -151,7 +181,12 @@ def generate(
     if cache is None:
         longest = grammar.longest_answer(request, policies)
         cache = decoder.new_cache(None if longest is None else len(prompt_ids) + longest)
-    cache.keep_beginning(prompt_ids[:-1])  # the logits of what follows come from the last id
+    return make(decoder, answer, cache)
+
+
+def make(decoder: LlamaDecoder, answer: Answer, cache: StaticCache) -> Iterator[int]:
+    """As `generate`, for an answer that isn't guided and fits into the cache."""
+    cache.keep_beginning(answer.prompt_ids[:-1])  # the logits of what follows come from the last id
     return _generate(decoder, answer, cache)
 
 

@@ -38,7 +38,8 @@ class Policy:
     (classifier-free guidance); 1 is without guidance and its second pass."""
     best_of: int = 1
     """Media: answers made at once, of which the one is kept that the model itself reads the prompt from most surely
-    (`anygpt.candidates`). Not in conversations, nor in streams, which have begun before there is a choice."""
+    (`anygpt.candidates`); in conversations, its own words before it. Not in streams, which have begun before there is a
+    choice."""
     vc_steps: int | None = None
     """Speech: iterations of SoundStorm over the first level it fills in."""
 
@@ -73,7 +74,7 @@ class Policy:
         return from_dict(Policy, dataclasses.asdict(self) | dict(settings), source="generation settings")
 
 
-CONVERSATION = {"guidance_scale": 1.0, "best_of": 1}
+CONVERSATION = {"guidance_scale": 1.0}
 """What holds for all media that are made in a conversation."""
 
 

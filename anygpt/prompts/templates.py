@@ -30,6 +30,21 @@ class ChatTemplate:
     words_first: bool = False
     """Whether the text of a user's message that follows its media is written before them: a small model reads media
     best where they always stand, right before its answer."""
+    announces: str = ""
+    """The pattern of words before a picture or sound in an answer; its first group says what that is."""
+
+    def __post_init__(self) -> None:
+        try:
+            groups = re.compile(self.announces).groups if self.announces else 1
+        except re.error as error:
+            raise ConfigError(f"'announces' is no regular expression: {error}") from None
+        if groups < 1:
+            raise ConfigError(f"'announces' is {self.announces!r}, expected a group in it, such as 'Here is (.+)'")
+
+    def announced(self, text: str) -> str:
+        """What `text` says that follows it: what the pattern finds last, else all of it."""
+        found = list(re.finditer(self.announces, text)) if self.announces else []
+        return found[-1].group(1) if found else text
 
     def tags(self, role: str) -> tuple[Control, Control]:
         """The role tag and the end tag of a turn."""

@@ -4,14 +4,15 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, aclosing, contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from anygpt.candidates import span_choice
 from anygpt.generation.loop import Answer
 from anygpt.generation.reading import AnswerReader, SpanStart, TextPiece
 from anygpt.media import Audio
@@ -45,6 +46,8 @@ class Work:
     heard_ids: tuple[int, int] | None = None
     end_ids: frozenset[int]
     ends_after_span: bool = False
+    ids: list[int] = field(default_factory=list)
+    """Those of the answer that are there, tags included."""
 
     @property
     def prompt_length(self) -> int:
@@ -53,7 +56,7 @@ class Work:
     @property
     def finish_reason(self) -> str:
         """Of a done answer: "stop", or "length" where a limit cut it off."""
-        is_whole = self.ends_after_span or self.answer.ids[-1] in self.end_ids
+        is_whole = self.ends_after_span or self.ids[-1] in self.end_ids
         return "stop" if is_whole else "length"
 
 
@@ -115,14 +118,15 @@ class Answers:
 
     async def whole(self, work: Work) -> Outcome:
         """The answer once all of it is there. Raises TimeoutError and ModelFailure."""
-        candidates = [work.answer, *work.others]
-        with ExitStack() as stack:
-            tickets = [stack.enter_context(self._ticket(answer, work.deadline)) for answer in candidates]
-            for ticket in tickets:
-                await ticket.whole()
-        if work.choose is not None:
-            work = replace(work, answer=await self.aside(work.choose, candidates), others=())
-        return await self.aside(self._read, work, work.answer.ids)
+        if work.choose is None:
+            async with aclosing(self._drawn(work)) as news:
+                async for _ in news:
+                    pass
+        else:
+            candidates = [work.answer, *work.others]
+            await self._all_done(candidates, work.deadline)
+            work.ids[:] = (await self.aside(work.choose, candidates)).ids
+        return await self.aside(self._read, work)
 
     async def all(self, works: Sequence[Work]) -> list[Outcome]:
         """Several answers, in order; when one fails the others are dropped."""
@@ -140,8 +144,8 @@ class Answers:
         sound: SpanSound | None = None
         pending: list[int] = []
         began: float | None = time.perf_counter()
-        with self._ticket(work.answer, work.deadline) as ticket:
-            async for ids in ticket.ids():
+        async with aclosing(self._drawn(work)) as news:
+            async for ids in news:
                 if began is not None:
                     self.on_first_ids(time.perf_counter() - began)
                     began = None
@@ -167,6 +171,32 @@ class Answers:
         for event in reader.flush():
             yield event
 
+    async def _drawn(self, work: Work) -> AsyncGenerator[list[int], None]:
+        """The answer's ids, some at a time; where there is a choice among spans, the chosen one's come together."""
+        answer = work.answer
+        while True:
+            with self._ticket(answer, work.deadline) as ticket:
+                async for ids in ticket.ids():
+                    work.ids.extend(ids)
+                    yield ids
+            if not answer.is_paused:
+                return
+            chosen: list[int] = []
+            if (choice := span_choice(self._model, answer, seed=work.seed)) is not None:
+                await self._all_done(choice.candidates, work.deadline)
+                chosen = await self.aside(choice.chosen, self._model)
+                work.ids.extend(chosen)
+                yield chosen
+            answer = answer.carried_on(chosen)
+            if answer.is_done:
+                return
+
+    async def _all_done(self, answers: Sequence[Answer], deadline: float) -> None:
+        """Wait for several answers. Raises TimeoutError and ModelFailure."""
+        with ExitStack() as stack:
+            for ticket in [stack.enter_context(self._ticket(answer, deadline)) for answer in answers]:
+                await ticket.whole()
+
     @contextmanager
     def _ticket(self, answer: Answer, deadline: float) -> Iterator[Ticket]:
         """The answer's place: given back however the request ends."""
@@ -176,15 +206,15 @@ class Answers:
         finally:
             self._scheduler.cancel(ticket)
 
-    def _read(self, work: Work, ids: Sequence[int]) -> Outcome:
-        outcome = Outcome(ids=len(ids), finish_reason=work.finish_reason)
+    def _read(self, work: Work) -> Outcome:
+        outcome = Outcome(ids=len(work.ids), finish_reason=work.finish_reason)
         reader = AnswerReader(self._model.vocabulary, heard_ids=work.heard_ids)
         runs: dict[bool, list[str]] = {False: [""], True: [""]}
 
         def take(piece: TextPiece) -> None:
             runs[piece.is_heard][-1] += piece.text
 
-        for index in ids:
+        for index in work.ids:
             for event in reader.push(index):
                 if isinstance(event, TextPiece):
                     take(event)

@@ -49,7 +49,7 @@ class ChatAnswers:
             async for choice in news:
                 yield {**head, "choices": [choice]}
         if request.stream_options is not None and request.stream_options.include_usage:
-            usage = schemas.Usage.of(works[0].prompt_length, sum(len(work.answer.ids) for work in works))
+            usage = schemas.Usage.of(works[0].prompt_length, sum(len(work.ids) for work in works))
             yield {**head, "choices": [], "usage": usage.model_dump()}
 
     async def _choice_deltas(

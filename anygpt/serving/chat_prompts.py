@@ -99,6 +99,9 @@ class ChatPrompts:
         grammar = self._model.chat_grammar
         policies = dict(self._model.chat_policies)
         policies[TEXT] = policies[TEXT].override(_text_settings(request))
+        if request.stream:  # what is sent while it is made is not chosen when it is there
+            sounds = [name for name, spec in self._model.specs.items() if spec.media == "audio"]
+            policies |= {name: policies[name].override({"best_of": 1}) for name in sounds}
         settings: dict[str, dict[str, Any]] = {
             name: dict(policies[name].decoder_settings) for name in self._model.specs
         }
@@ -116,6 +119,7 @@ class ChatPrompts:
                     policies=policies,
                     context=self._model.decoder.shape.context,
                     generator=torch.Generator(self._model.decoder.device).manual_seed((seed + number) % 2**63),
+                    pauses=True,
                 ),
                 seed=(seed + number) % 2**63,
                 deadline=deadline,

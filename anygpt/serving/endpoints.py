@@ -154,7 +154,7 @@ class Endpoints:
                 if isinstance(part, TextPiece):
                     text += part.text
                     yield {"type": "transcript.text.delta", "delta": part.text}
-        usage = _transcript_usage(work, len(work.answer.ids))
+        usage = _transcript_usage(work, len(work.ids))
         yield {"type": "transcript.text.done", "text": text, "usage": usage}
 
     async def _sound(self, name: str, request: schemas.SoundRequest) -> Response:
@@ -180,7 +180,7 @@ class Endpoints:
         async with aclosing(self._sound_bytes(work, form)) as pieces:
             async for piece in pieces:
                 yield {"type": "speech.audio.delta", "audio": to_base64(piece)}
-        yield {"type": "speech.audio.done", "usage": _token_usage(work, len(work.answer.ids))}
+        yield {"type": "speech.audio.done", "usage": _token_usage(work, len(work.ids))}
 
     async def _sound_bytes(self, work: Work, form: str) -> AsyncGenerator[bytes, None]:
         """The file in pieces, as they are made; in one where the format can't."""

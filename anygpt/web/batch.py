@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from anygpt.engine import AnyGPT
+
+_News = tuple[Answer, list[int] | AnyGPTError | None]
+"""New ids of an answer, why it failed, or that it is done."""
 
 POLL_S = 0.1
 """How soon an answer that is stopped lets go of its place."""
@@ -53,23 +56,26 @@ class SharedBatch:
         """Those in the batch and those that wait for a place."""
         return self._scheduler.running + self._scheduler.waiting
 
-    def ids(self, answer: Answer, is_stopped: threading.Event) -> Iterator[int]:
-        """The answer's ids, tags included, as they are drawn; not for the event loop's own thread.
+    def ids(self, answers: Sequence[Answer], is_stopped: threading.Event) -> Iterator[tuple[Answer, int]]:
+        """The answers' ids, tags included, as they are drawn; not for the event loop's own thread.
 
-        Raises Stopped soon after `is_stopped` is set, and AnyGPTError when the answer takes too long or fails.
+        Raises Stopped soon after `is_stopped` is set, and AnyGPTError when an answer takes too long or fails.
         """
         assert self._loop is not None, "outside of running()"
-        news: queue.SimpleQueue[list[int] | Exception | None] = queue.SimpleQueue()
-        pump = asyncio.run_coroutine_threadsafe(self._pump(answer, news), self._loop)
+        news: queue.SimpleQueue[_News] = queue.SimpleQueue()
+        pumps = [asyncio.run_coroutine_threadsafe(self._pump(answer, news), self._loop) for answer in answers]
+        unfinished = len(pumps)
         try:
-            while (item := self._next(news, is_stopped)) is not None:
-                yield from item
+            while unfinished:
+                answer, ids = self._next(news, is_stopped)
+                unfinished -= ids is None
+                for index in ids or ():
+                    yield answer, index
         finally:
-            pump.cancel()
+            for pump in pumps:
+                pump.cancel()
 
-    def _next(
-        self, news: "queue.SimpleQueue[list[int] | Exception | None]", is_stopped: threading.Event
-    ) -> list[int] | None:
+    def _next(self, news: "queue.SimpleQueue[_News]", is_stopped: threading.Event) -> tuple[Answer, list[int] | None]:
         assert self._loop is not None
         while True:
             if is_stopped.is_set():
@@ -77,21 +83,22 @@ class SharedBatch:
             if self._loop.is_closed() or not self._scheduler.is_alive:
                 raise AnyGPTError("the page's server is ending")
             with contextlib.suppress(queue.Empty):
-                item = news.get(timeout=POLL_S)
+                answer, item = news.get(timeout=POLL_S)
                 if isinstance(item, Exception):
                     raise item
-                return item
+                return answer, item
 
-    async def _pump(self, answer: Answer, news: "queue.SimpleQueue[list[int] | Exception | None]") -> None:
+    async def _pump(self, answer: Answer, news: "queue.SimpleQueue[_News]") -> None:
         assert self._loop is not None
         ticket = self._scheduler.submit(answer, deadline=self._loop.time() + self._timeout_s)
         try:
             async for ids in ticket.ids():
-                news.put(ids)
-            news.put(None)
+                news.put((answer, ids))
+            news.put((answer, None))
         except TimeoutError:
-            news.put(AnyGPTError(f"the answer took longer than {self._timeout_s:g} s, which is the limit"))
+            limit = f"the answer took longer than {self._timeout_s:g} s, which is the limit"
+            news.put((answer, AnyGPTError(limit)))
         except ModelFailure as error:
-            news.put(AnyGPTError(f"{error}; the server's log says why"))
+            news.put((answer, AnyGPTError(f"{error}; the server's log says why")))
         finally:
             self._scheduler.cancel(ticket)

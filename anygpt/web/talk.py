@@ -290,7 +290,8 @@ class Talk:
         task = self._model.prepare(source, target, content, question.seed, settings)
         reader = AnswerReader(self._model.vocabulary)
         ids: list[int] = []
-        for index in self._ids(task.ids, **self._model.rules(task)):
+        answer_made = Answer(task.ids, context=self._model.decoder.shape.context, **self._model.rules(task))
+        for _, index in self._ids([answer_made]):
             ids.append(index)
             yield from (event for event in reader.push(index) if isinstance(event, TextPiece))
         yield from reader.flush()
@@ -310,13 +311,12 @@ class Talk:
             raise AnyGPTError("the question is empty; type a text or attach a file")
         return self._read(*question.files[0]) if question.files else Text(question.text.strip())
 
-    def _ids(self, prompt_ids: Sequence[int], **rules: Any) -> Iterator[int]:
-        """The ids of an answer from the batch, with word of how far a picture or sound is."""
-        answer = Answer(prompt_ids, context=self._model.decoder.shape.context, **rules)
-        for index in self._batch.ids(answer, self._stop):
-            if self._progress.push(index):
+    def _ids(self, answers: Sequence[Answer]) -> Iterator[tuple[Answer, int]]:
+        """The ids of answers from the batch, with word of how far the first one's picture or sound is."""
+        for answer, index in self._batch.ids(answers, self._stop):
+            if answer is answers[0] and self._progress.push(index):
                 self._changes.put(self._progress.exchange)
-            yield index
+            yield answer, index
 
     def _save(self, name: str, media: Image.Image | Audio) -> Path:
         return save_media(self.folder / MEDIA, media, name=self._next_name(name))

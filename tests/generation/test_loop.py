@@ -8,9 +8,9 @@ import torch
 from fixtures_tiny import CONTEXT, SPECS
 
 from anygpt.errors import AnyGPTError
-from anygpt.generation.grammar import Grammar, Request
+from anygpt.generation.grammar import Automaton, Grammar, Request
 from anygpt.generation.llama import LlamaDecoder
-from anygpt.generation.loop import generate, generate_slow
+from anygpt.generation.loop import Answer, generate, generate_slow, make
 from anygpt.generation.policies import Policy
 from anygpt.vocabulary import Span, Vocabulary
 
@@ -59,6 +59,32 @@ def test_seeds(decoder: LlamaDecoder, grammar: Grammar) -> None:
 
     assert answer(1) == answer(1)
     assert answer(1) != answer(2)
+
+
+def test_a_paused_answer_goes_on_as_if_it_had_not_paused(decoder: LlamaDecoder, grammar: Grammar) -> None:
+    """It stops right behind a start tag, of a span that is to be chosen; the rules are those of one answer."""
+    policies = {name: policy.override({"best_of": 2}) for name, policy in DRAWN.items()}
+    rules = {"grammar": grammar, "policies": policies, "context": CONTEXT}
+    request = Request(required="image", most_spans=2)
+    whole = Answer(PROMPT, request=request, generator=seeded(), **rules)
+    paused = Answer(PROMPT, request=request, generator=seeded(), pauses=True, **rules)
+    expected = list(make(decoder, whole, decoder.new_cache()))
+    cache = decoder.new_cache()
+    ids = list(make(decoder, paused, cache))
+    assert paused.is_paused and ids == expected[: len(ids)]
+    assert grammar.blocks["image"].start_id == ids[-1] == paused.open_span(seeded()).ids[0]
+    further = paused.carried_on()
+    assert ids + list(make(decoder, further, cache)) == expected and not further.is_paused
+    half = len(ids) + 5
+    rest = Answer(PROMPT, request=request, pauses=True, **rules).carried_on(expected[:half])
+    assert rest.ids == [] and rest.automaton.allowed() == _after(grammar, request, policies, expected[:half]).allowed()
+
+
+def _after(grammar: Grammar, request: Request, policies: dict[str, Policy], ids: list[int]) -> Automaton:
+    automaton = grammar.start(request, policies, prompt_length=len(PROMPT), context=CONTEXT)
+    for index in ids:
+        automaton.push(index)
+    return automaton
 
 
 def test_a_kept_cache_saves_the_common_beginning(
