@@ -50,6 +50,7 @@ make_data() {
   make_talks chat_music 4 --seed 5 --scenarios picture-and-music,play,play-and-change,change-a-clip,describe-a-clip,say-what-plays,play-the-picture,draw-what-plays
   make_talks chat_begin 6 --seed 6 --scenarios picture-and-music,play,play-the-picture,play-the-background,spoken-play
   make_talks chat_shown 13 --seed 7 --scenarios change-a-picture
+  make_talks chat_pairs 16 --seed 9 --scenarios rearrange-a-picture
   make_talks chat_both 2 --seed 8 --scenarios picture-and-music
 }
 

@@ -129,6 +129,25 @@ def test_all_scenarios_occur_and_can_be_chosen() -> None:
         DialogueWorld("test")
 
 
+def test_rearranging_tells_two_things_apart() -> None:
+    """On request alone: what stays is both things, or both sizes, or where they are."""
+    world = DialogueWorld("train", scenarios=("rearrange-a-picture",))
+    kinds = Counter[str]()
+    for dialogue in map(world.dialogue, range(60)):
+        (question, answer) = list(rounds(dialogue))[-1]
+        before = scene_of((media(dialogue) if question.media else dialogue.messages[1].media)[0])
+        after = scene_of(answer.media[0])
+        assert before.relation == after.relation is not None and before.background == after.background
+        if after.objects == before.objects[::-1]:
+            assert after.sizes == before.sizes[::-1]
+            kinds["swap"] += 1
+        else:
+            changed = [a != b for a, b in zip([*before.objects, *before.sizes], [*after.objects, *after.sizes])]
+            assert sum(changed) == 1
+            kinds["replace" if any(changed[:2]) else "size"] += 1
+    assert min(kinds[kind] for kind in ("swap", "replace", "size")) > 5
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_facts_are_those_of_the_captions_and_checks_those_of_the_answers(split: str) -> None:
     for dialogue in first(split):

@@ -39,7 +39,8 @@ class Scenario:
     stands_alone: bool = False
     """It speaks of its own first picture or question, so it can't follow on others in a longer conversation."""
     on_request: bool = False
-    """Written only where it is asked for by name: the shipped models lack its modality."""
+    """Written only where it is asked for by name: practice in a part of another scenario, or of a modality that the
+    shipped models lack."""
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -53,6 +54,7 @@ SCENARIOS: dict[str, Scenario] = {
     "draw-and-change": Scenario(build=pictures.draw_and_change, weight=12, topics=PICTURES),
     "draw-and-remember": Scenario(build=pictures.draw_and_remember, weight=5, topics=PICTURES, stands_alone=True),
     "change-a-picture": Scenario(build=pictures.change_given, weight=8, topics=PICTURES),
+    "rearrange-a-picture": Scenario(build=pictures.rearrange, weight=4, topics=PICTURES, on_request=True),
     "describe-a-picture": Scenario(build=pictures.describe, weight=6, topics=PICTURES),
     "questions-about-a-picture": Scenario(build=pictures.questions, weight=5, topics=PICTURES),
     "two-pictures": Scenario(build=pictures.two_pictures, weight=5, topics=PICTURES, stands_alone=True),

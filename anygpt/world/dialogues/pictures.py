@@ -4,7 +4,7 @@ Before every picture stands its caption, and before that, where a picture is to 
 shows: whoever can describe and draw then only has to change the words in between.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from anygpt.data.dialogue import Check, MediaRef
@@ -17,6 +17,8 @@ from anygpt.world.images import BACKGROUNDS, INVERSE, PLACE_WORDS, SIZES, Scene
 MIDDLE = "in the middle"
 EDIT_KINDS = {"background": 4, "size": 3, "place": 3, "replace": 2, "swap": 2, "add": 1.5, "remove": 1.5}
 """Kind of change -> how often it is asked for, where it is possible."""
+REARRANGING = ("size", "swap", "replace")
+"""Those which have to tell one of two things from the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,11 +201,13 @@ def _pair_edits(scene: Scene) -> Iterator[Edit]:
         )
 
 
-def change(talk: Talk, scene: Scene, *media: MediaRef, spoken: bool = False) -> Scene:
+def change(
+    talk: Talk, scene: Scene, *media: MediaRef, spoken: bool = False, kinds: Sequence[str] = tuple(EDIT_KINDS)
+) -> Scene:
     """A round in which a picture is changed: the one in `media`, or else the last one. Returns what it then shows."""
     by_kind: dict[str, list[Edit]] = {}
     for edit in edits(talk, scene):
-        if talk.fits(edit.scene):
+        if edit.kind in kinds and talk.fits(edit.scene):
             by_kind.setdefault(edit.kind, []).append(edit)
     if not by_kind:
         raise Again
@@ -224,9 +228,9 @@ def change(talk: Talk, scene: Scene, *media: MediaRef, spoken: bool = False) -> 
 # ---- scenarios ----
 
 
-def draw(talk: Talk, *, spoken: bool = False) -> Scene:
+def draw(talk: Talk, *, spoken: bool = False, pair: bool | None = None) -> Scene:
     """A round in which a picture is drawn; also a scenario."""
-    scene = talk.scene(pair=False if spoken and talk.chance(0.6) else None)
+    scene = talk.scene(pair=False if spoken and talk.chance(0.6) else pair)
     words, facts = request(talk, scene, brief=spoken)
     if spoken:
         asked = talk.one(f"draw {words}", f"paint {words}", f"show me {words}")
@@ -305,6 +309,15 @@ def change_given(talk: Talk) -> None:
     scene = change(talk, scene, talk.picture(scene))
     if talk.chance(0.35):
         change(talk, scene)
+
+
+def rearrange(talk: Talk) -> None:
+    """A picture of two things, shown or drawn, and a change of one of them or of their places."""
+    if talk.chance(0.5):
+        change(talk, draw(talk, pair=True), kinds=REARRANGING)
+    else:
+        scene = talk.scene(pair=True)
+        change(talk, scene, talk.picture(scene), kinds=REARRANGING)
 
 
 def spoken_draw(talk: Talk) -> None:
