@@ -142,7 +142,8 @@ def test_rearranging_tells_two_things_apart() -> None:
             assert after.sizes == before.sizes[::-1]
             kinds["swap"] += 1
         else:
-            changed = [a != b for a, b in zip([*before.objects, *before.sizes], [*after.objects, *after.sizes])]
+            pairs = zip([*before.objects, *before.sizes], [*after.objects, *after.sizes], strict=True)
+            changed = [a != b for a, b in pairs]
             assert sum(changed) == 1
             kinds["replace" if any(changed[:2]) else "size"] += 1
     assert min(kinds[kind] for kind in ("swap", "replace", "size")) > 5
