@@ -43,7 +43,7 @@ FLOORS = (
     ("vocabulary", "blocks", "text_tokenizer", "added_tokens", "code_strings", "manifest"),
     ("tokenizers",),
     ("modality",),
-    ("media", "containers"),
+    ("media", "containers", "boxes"),
     ("config", "paths", "devices"),
     ("errors",),
 )

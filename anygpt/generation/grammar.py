@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from anygpt.errors import AnyGPTError
+from anygpt.generation.box_text import SHORTEST_BOX, BoxPieces, BoxText
 from anygpt.generation.policies import Policy
+from anygpt.prompts.tags import BoxForm
 from anygpt.vocabulary import Block, Vocabulary
 
 MOST_SPANS = 4
@@ -34,6 +36,8 @@ class Request:
     """Spans that the answer may hold; None for no limit. The forced and the required one always fit in."""
     hears: bool = False
     """Whether the answer may open with what was heard in a spoken instruction, between the two tokens for it."""
+    boxes: BoxForm | None = None
+    """How boxes stand in the text, for answers that are nothing else; None: text that looks like one is text."""
 
     @property
     def given(self) -> frozenset[str]:
@@ -79,6 +83,16 @@ class Grammar:
         return frozenset(index for index in self._text_ids() if not decode([index]).strip())
 
     @cached_property
+    def box_pieces(self) -> BoxPieces:
+        """The text ids as far as they matter to boxes."""
+        return BoxPieces(self._vocabulary.text, self._text_ids())
+
+    @cached_property
+    def plain_ranges(self) -> list[range]:
+        """The text ids that open no box."""
+        return _ranges(sorted(self.box_pieces.plain))
+
+    @cached_property
     def word_ranges(self) -> list[range]:
         """The text ids that are more than space."""
         return _ranges(index for index in self._text_ids() if index not in self.blank_ids)
@@ -97,6 +111,8 @@ class Grammar:
                 f"the prompt is {prompt_length} ids long and its {names} answer at least {needed}, "
                 f"together more than the model's context of {context}: shorten the prompt"
             )
+        if request.boxes == "alone" and (most := policies["text"].max_new_tokens) < SHORTEST_BOX:
+            raise AnyGPTError(f"'max_new_tokens' of text is {most}, expected at least {SHORTEST_BOX}, the ids of a box")
         return Automaton(self, request, policies, context - prompt_length)
 
     def shortest_span(self, name: str) -> int:
@@ -106,7 +122,7 @@ class Grammar:
 
     def shortest_answer(self, request: Request) -> int:
         """Ids of the shortest answer; the end of the turn isn't counted, since the context may cut it off."""
-        return sum(map(self.shortest_span, request.given)) or 1
+        return sum(map(self.shortest_span, request.given)) or (SHORTEST_BOX if request.boxes == "alone" else 1)
 
     def longest_answer(self, request: Request, policies: Mapping[str, Policy]) -> int | None:
         """Upper limit of the ids of an answer; None where only the context limits it."""
@@ -135,6 +151,7 @@ class Automaton:
         self._blocks = {block.start_id: block for block in grammar.blocks.values()}
         self._pending = grammar.blocks[request.required] if request.required else None
         self._block: Block | None = None
+        self._boxes = BoxText(grammar.box_pieces, request.boxes) if request.boxes is not None else None
         self._codes = self._texts = self._spans = 0
         self._has_content = False
         self._may_hear = request.hears and grammar.heard_ids is not None
@@ -175,6 +192,8 @@ class Automaton:
             self._is_hearing, self._may_hear = index == self._grammar.heard_ids[0], False
         else:
             self._texts += 1
+            if self._boxes is not None:
+                self._boxes.push(index)
             if not self._is_hearing and index not in self._grammar.blank_ids:
                 self._has_content, self._may_hear = True, False
         if not self._due and (self._room < 1 or self._texts >= self._policies["text"].max_new_tokens):
@@ -190,7 +209,7 @@ class Automaton:
         """Ids that have to come, at least, before the answer may end."""
         if self._pending is not None:
             return self._is_hearing + self._grammar.shortest_span(self._pending.spec.name)
-        return self._is_hearing + (not self._has_content)
+        return max(self._is_hearing + (not self._has_content), self._boxes.due if self._boxes is not None else 0)
 
     def _close_span(self, block: Block) -> None:
         self._block = None
@@ -216,11 +235,21 @@ class Automaton:
         # A word has to come yet where neither word nor span did: the last id that there is room for is kept for it.
         words_due = not self._has_content and self._pending is None
         pieces: list[range] = []
-        if self._room > due and self._texts + words_due < text.max_new_tokens:
+        if self._boxes is not None:
+            pieces = self._with_boxes(self._boxes, min(self._room, text.max_new_tokens - self._texts))
+        elif self._room > due and self._texts + words_due < text.max_new_tokens:
             pieces = self._grammar.text_ranges
         elif words_due and not self._is_hearing:
             pieces = self._grammar.word_ranges
         return _merged([*pieces, *(range(i, i + 1) for i in singles)])
+
+    def _with_boxes(self, boxes: BoxText, room: int) -> list[range]:
+        """The text ids that may come next, where so many are left."""
+        plain, special = boxes.allowed(room)
+        ranges = self._grammar.plain_ranges if plain else []
+        if plain and room == 1 and not self._has_content:
+            ranges = _ranges(sorted(plain - self._grammar.blank_ids))
+        return [*ranges, *(range(i, i + 1) for i in special)]
 
     def _may_start(self, block: Block) -> bool:
         if self._room < self._grammar.shortest_span(block.spec.name) + self._reserve(block):
