@@ -5,7 +5,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -130,17 +130,6 @@ class Task:
 
     def failed(self, error: AnyGPTError) -> Result:
         return Result(prompt=self.prompt, modality=self.target, seed=self.seed, seconds=0.0, error=error)
-
-
-@dataclass(frozen=True, eq=False)
-class _Making:
-    """A task that is being answered."""
-
-    number: int
-    """Its place among the tasks."""
-    task: Task
-    candidates: list[Answer]
-    began: float
 
 
 class AnyGPT:
@@ -282,16 +271,20 @@ class AnyGPT:
 
         A prompt may come with a seed of its own; prompt i without one has `seed` + i. It is answered as by `run` with
         that seed, but for ids so close to a tie that the order of summation decides. Prompts are read as places
-        become free. What can't be answered gives a result with an `error`. `settings` as in `run`, for all prompts.
+        become free and up to `batch_size` ahead, their media encoded and those of answers decoded in other threads.
+        What can't be answered gives a result with an `error`. `settings` as in `run`, for all prompts.
         Raises AnyGPTError for a batch size or seed out of range.
         """
+        from anygpt.batches import prepare_and_run
+
         if batch_size < 1:
             raise AnyGPTError(f"batch_size is {batch_size}, expected at least 1")
         first = self._chosen(seed)
         seeded = (
             (item, (first + number) % 2**63) if isinstance(item, str) else item for number, item in enumerate(prompts)
         )
-        return self.run_tasks((self._prepared(*item, settings) for item in seeded), batch_size=batch_size)
+        makes = (partial(self._prepared, *item, settings) for item in seeded)
+        return prepare_and_run(self, makes, batch_size=batch_size)
 
     def ask(
         self,
@@ -464,38 +457,9 @@ class AnyGPT:
 
     def run_tasks(self, tasks: "Iterable[Task | Result]", *, batch_size: int) -> Iterator[Result]:
         """As `run_batch` for tasks that are prepared; what is a result already has its place among the answers."""
-        ready: dict[int, Result] = {}
-        making: dict[Answer, _Making] = {}
+        from anygpt.batches import run
 
-        def answers() -> Iterator[Answer]:
-            for number, task in enumerate(tasks):
-                if isinstance(task, Result):
-                    ready[number] = task
-                    continue
-                try:
-                    candidates = self.making(task)
-                except AnyGPTError as error:
-                    ready[number] = task.failed(error)
-                    continue
-                making.update(dict.fromkeys(candidates, _Making(number, task, candidates, time.perf_counter())))
-                yield from candidates
-
-        due = 0
-        for answer, _ in decode(self.decoder, answers(), batch_size=batch_size):
-            if not answer.is_done:
-                continue
-            made = making.pop(answer)
-            if any(candidate in making for candidate in made.candidates):
-                continue
-            try:
-                chosen = self.chosen(made.task, made.candidates)
-                ready[made.number] = self.result(made.task, chosen.ids, made.began)
-            except AnyGPTError as error:
-                ready[made.number] = made.task.failed(error)
-            while due in ready:
-                yield ready.pop(due)
-                due += 1
-        yield from (ready[number] for number in sorted(ready))
+        return run(self, tasks, batch_size=batch_size)
 
     def making(self, task: Task) -> list[Answer]:
         """The answers that a task's own is `chosen` from, not made yet. Raises AnyGPTError for too long a prompt."""

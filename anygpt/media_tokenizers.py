@@ -3,6 +3,7 @@
 A model of ours names its tokenizers in `anygpt.json`; released checkpoints get theirs by path.
 """
 
+import threading
 from collections.abc import Mapping
 
 import torch
@@ -16,7 +17,7 @@ from anygpt.tokenizers.sources import TokenizerPaths, load_folder, load_from_pat
 
 
 class MediaTokenizers:
-    """The tokenizers of one model, by modality."""
+    """The tokenizers of one model, by modality; for any thread."""
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class MediaTokenizers:
         self._paths = paths or TokenizerPaths()
         self._device = device
         self._loaded: dict[str, ModalityTokenizer] = {}
+        self._lock = threading.Lock()
 
     def get(self, name: str) -> ModalityTokenizer:
         """The tokenizer of modality `name`.
@@ -39,11 +41,12 @@ class MediaTokenizers:
         Raises CheckpointError when there is none, when it can't be loaded, or when it isn't the one that the model
         was trained with.
         """
-        if name not in self._loaded:
-            tokenizer = self._load(name)
-            self._check(name, tokenizer)
-            self._loaded[name] = tokenizer
-        return self._loaded[name]
+        with self._lock:  # what several threads ask for at once is loaded once
+            if name not in self._loaded:
+                tokenizer = self._load(name)
+                self._check(name, tokenizer)
+                self._loaded[name] = tokenizer
+            return self._loaded[name]
 
     def fingerprint(self, name: str) -> str:
         """What the codes of modality `name` mean, as far as this model goes; see `get` for what raises."""

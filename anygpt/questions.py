@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
+from anygpt.batches import prepare_and_run
 from anygpt.engine import Task, task_or_error
 from anygpt.errors import AnyGPTError
 from anygpt.forms import TEXT, parse_form, quoted
@@ -158,12 +159,12 @@ def _run(
     if batch_size < 1:
         raise AnyGPTError(f"batch_size is {batch_size}, expected at least 1")
 
-    def tasks() -> "Iterator[Task | Result]":
+    def makes() -> "Iterator[Callable[[], Task | Result]]":
         for number, (prompt, item) in enumerate(items):
             own = (seed + number) % 2**63
-            yield task_or_error(partial(make, item, own), prompt, own)
+            yield partial(task_or_error, partial(make, item, own), prompt, own)
 
-    return model.run_tasks(tasks(), batch_size=batch_size)
+    return prepare_and_run(model, makes(), batch_size=batch_size)
 
 
 def _named(image: Picture) -> str:

@@ -26,6 +26,7 @@ FLOORS = (
     ("serving",),
     (
         "engine",
+        "batches",
         "session",
         "streaming",
         "questions",
