@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from anygpt.errors import CheckpointError
@@ -18,6 +18,8 @@ class Block:
     first_id: int
     start_id: int
     end_id: int
+    parts: "tuple[Block, ...]" = ()
+    """Those of `spec.parts`, whose codes stand in its spans; it has none itself."""
 
     @property
     def size(self) -> int:
@@ -50,13 +52,20 @@ def checked_tokens(text: TextTokenizer, tokens: Mapping[str, int], source: str) 
 
 
 def find_block(
-    spec: ModalitySpec, tokens: Mapping[str, int], sizes: Mapping[str, Mapping[str, Any]] | None, source: str
+    spec: ModalitySpec,
+    tokens: Mapping[str, int],
+    sizes: Mapping[str, Mapping[str, Any]] | None,
+    source: str,
+    found: Mapping[str, Block],
 ) -> Block | None:
     """Where the codes and tags of `spec` are, at this checkpoint's sizes; None when it has none of them.
 
-    The length of the block gives the codebook size and the row the frame rate unless `sizes` has them. Raises
-    CheckpointError for a block with a hole, a missing tag, or sizes that don't fit.
+    The length of the block gives the codebook size and the row the frame rate unless `sizes` has them; `found` are
+    the blocks of other modalities, for one that is made of them. Raises CheckpointError for a block with a hole, a
+    missing tag or part, or sizes that don't fit.
     """
+    if spec.parts:
+        return _block_of_parts(spec, tokens, (sizes or {}).get(spec.name, {}), source, found)
     count = 0
     first_id = tokens.get(spec.code_token(0))
     while first_id is not None and tokens.get(spec.code_token(count)) == first_id + count:
@@ -82,8 +91,32 @@ def find_block(
             + (f", {codebook} each, as anygpt.json says" if sizes and spec.name in sizes else "")
         )
     rate_hz = (sizes or {}).get(spec.name, {}).get("frame_rate_hz")
-    found = spec.with_codebooks(codebook_size=codebook, num_codebooks=levels, frame_rate_hz=rate_hz)
-    return Block(found, first_id, tokens[spec.start], tokens[spec.end])
+    own = spec.with_codebooks(codebook_size=codebook, num_codebooks=levels, frame_rate_hz=rate_hz)
+    return Block(own, first_id, tokens[spec.start], tokens[spec.end])
+
+
+def _block_of_parts(
+    spec: ModalitySpec, tokens: Mapping[str, int], size: Mapping[str, Any], source: str, found: Mapping[str, Block]
+) -> Block | None:
+    if spec.start not in tokens:
+        return None
+    if spec.end not in tokens:
+        raise CheckpointError(f"{source}: '{spec.end}' of modality '{spec.name}' is missing")
+    if spec.parts[0].name not in found:
+        raise CheckpointError(f"{source}: '{spec.name}' is made of '{spec.parts[0].name}' codes, which are missing")
+    # The sizes may be those of frames alone: a model may have clips without sound, and sounds that belong to no clip.
+    specs = {part.name: found[part.name].spec for part in spec.parts if part.name in found}
+    shapes = [spec.with_parts(specs), spec.with_parts({spec.parts[0].name: specs[spec.parts[0].name]})]
+    wanted = size.get("num_codebooks", 1) * size.get("codebook_size", shapes[0].codebook_size)
+    own = next((shape for shape in shapes if shape.codebook_size == wanted), None)
+    if own is None:
+        raise CheckpointError(
+            f"{source}: the parts of '{spec.name}' have {shapes[0].codebook_size} codes together, "
+            f"anygpt.json says {wanted}"
+        )
+    own = replace(own, frame_rate_hz=size.get("frame_rate_hz") or spec.frame_rate_hz)
+    start_id = tokens[spec.start]
+    return Block(own, start_id, start_id, tokens[spec.end], tuple(found[part.name] for part in own.parts))
 
 
 def marker_pattern(marked: Iterable[str], blocks: Iterable[Block]) -> re.Pattern[str]:

@@ -1,9 +1,11 @@
 """Media codes as numbers in a row and as the strings of the training files, both ways.
 
 Shape suffixes: K levels that the language model sees, T frames. A row of indices runs frame by frame, level
-fastest; the code of level k is shifted by k * codebook_size.
+fastest; the code of level k is shifted by k * codebook_size. Of a modality that is made of parts the row has those of
+its frames, one frame after the other, then those of its sound, shifted by the block of the frames.
 """
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -34,6 +36,8 @@ def codes_to_indices(spec: ModalitySpec, codes_KT: Tensor) -> list[int]:
             f"{spec.name}: code {int(codes_KT[level, frame])} at level {level}, frame {frame} is outside "
             f"0..{spec.codebook_size - 1}"
         )
+    if spec.parts:
+        split_codes(spec, codes_KT)
     offsets_K1 = torch.arange(spec.num_codebooks)[:, None] * spec.codebook_size
     return rearrange(codes_KT + offsets_K1, "k t -> (t k)").tolist()
 
@@ -63,27 +67,110 @@ def indices_to_codes(spec: ModalitySpec, indices: Sequence[int], *, position: in
     return rearrange(row_N % spec.codebook_size, "(t k) -> k t", k=levels).contiguous()
 
 
+def frame_time(spec: ModalitySpec, number: int) -> str:
+    """What stands before frame `number` (from 0) of a span that is made of parts: its time in seconds."""
+    assert spec.frame_rate_hz is not None, spec.name
+    return f"{number / spec.frame_rate_hz:.2f}".rstrip("0").rstrip(".")
+
+
+def sound_frames(spec: ModalitySpec, frames: int) -> int:
+    """How many frames the sound has that lasts as long as so many frames of the span that it is part of."""
+    rate_hz, sound_hz = spec.frame_rate_hz, spec.parts[1].frame_rate_hz
+    assert rate_hz is not None and sound_hz is not None, spec.name
+    return math.ceil(frames / rate_hz * sound_hz - 1e-6)
+
+
+def join_codes(spec: ModalitySpec, frames: Sequence[Tensor], sound_KT: Tensor | None = None) -> Tensor:
+    """The codes of a span that is made of parts, int64 [1, N], from those of each frame and of the sound.
+
+    Raises CodeError for no frame, and for codes that don't fit their modality.
+    """
+    indices = [index for codes_KT in frames for index in codes_to_indices(spec.parts[0], codes_KT)]
+    if not indices:
+        raise CodeError(f"{spec.name}: no codes; expected at least one frame")
+    if sound_KT is not None:
+        first = spec.parts[0].num_tokens
+        indices += [first + index for index in codes_to_indices(_sound_of(spec), sound_KT)]
+    return torch.tensor([indices], dtype=torch.int64)
+
+
+def split_codes(spec: ModalitySpec, codes_1N: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    """The inverse of `join_codes`. Raises CodeError for an incomplete frame, and for frames after the sound."""
+    row_N = codes_1N[0].to(dtype=torch.int64, device="cpu")
+    first = spec.parts[0].num_tokens
+    is_sound_N = row_N >= first
+    count = int((~is_sound_N).sum())
+    if is_sound_N[:count].any():
+        raise CodeError(f"{spec.name}: codes of a frame after those of the sound; the sound comes last")
+    each = spec.fewest_codes
+    if count % each or not count:
+        raise CodeError(f"{spec.name}: {count} codes of frames, expected {each} for each")
+    frames = [
+        indices_to_codes(spec.parts[0], row_N[at : at + each].tolist(), position=at) for at in range(0, count, each)
+    ]
+    if count == len(row_N):
+        return frames, None
+    return frames, indices_to_codes(_sound_of(spec), (row_N[count:] - first).tolist(), position=count)
+
+
 def codes_to_string(spec: ModalitySpec, codes_KT: Tensor) -> str:
     """The span as the training files write it, for example `<soim><👀12>...<eoim>`. Raises CodeError."""
-    return spec.start + "".join(map(spec.code_token, codes_to_indices(spec, codes_KT))) + spec.end
+    indices = codes_to_indices(spec, codes_KT)
+    if not spec.parts:
+        return spec.start + "".join(map(spec.code_token, indices)) + spec.end
+    frames, sound_KT = split_codes(spec, codes_KT)
+    parts = [frame_time(spec, n) + codes_to_string(spec.parts[0], each_KT) for n, each_KT in enumerate(frames)]
+    if sound_KT is not None:
+        parts.append(codes_to_string(_sound_of(spec), sound_KT))
+    return spec.start + "".join(parts) + spec.end
 
 
 def string_to_codes(spec: ModalitySpec, string: str) -> Tensor:
     """The inverse of `codes_to_string`: int64 [K, T]. Raises CodeError with the character position of the fault."""
-    if not string.startswith(spec.start):
-        raise CodeError(f"{spec.name}: expected {spec.start} at character 0, got {_excerpt(string, 0)}")
+    codes_KT, at = _read_span(spec, string, 0)
+    if at != len(string):
+        raise CodeError(f"{spec.name}: nothing may follow {spec.end}; got {_excerpt(string, at)} at character {at}")
+    return codes_KT
+
+
+def _read_span(spec: ModalitySpec, string: str, at: int) -> tuple[Tensor, int]:
+    """The codes of the span that begins at a character, and where it ends."""
+    if not string.startswith(spec.start, at):
+        raise CodeError(f"{spec.name}: expected {spec.start} at character {at}, got {_excerpt(string, at)}")
+    at += len(spec.start)
+    if spec.parts:
+        codes_KT, at = _read_parts(spec, string, at)
+        _check_end(spec, string, at, "a frame")
+        return codes_KT, at + len(spec.end)
     code = re.compile(f"<{re.escape(spec.prefix)}(0|[1-9][0-9]{{0,8}})>")
-    at, indices = len(spec.start), []
+    indices = []
     while (match := code.match(string, at)) is not None:
         indices.append(int(match[1]))
         at = match.end()
+    _check_end(spec, string, at, f"{spec.code_token(0)}..{spec.code_token(spec.num_tokens - 1)}")
+    return indices_to_codes(spec, indices), at + len(spec.end)
+
+
+def _check_end(spec: ModalitySpec, string: str, at: int, due: str) -> None:
     if not string.startswith(spec.end, at):
-        expected = f"{spec.code_token(0)}..{spec.code_token(spec.num_tokens - 1)} or {spec.end}"
-        raise CodeError(f"{spec.name}: expected {expected} at character {at}, got {_excerpt(string, at)}")
-    at += len(spec.end)
-    if at != len(string):
-        raise CodeError(f"{spec.name}: nothing may follow {spec.end}; got {_excerpt(string, at)} at character {at}")
-    return indices_to_codes(spec, indices)
+        raise CodeError(f"{spec.name}: expected {due} or {spec.end} at character {at}, got {_excerpt(string, at)}")
+
+
+def _read_parts(spec: ModalitySpec, string: str, at: int) -> tuple[Tensor, int]:
+    frames: list[Tensor] = []
+    while string.startswith((time := frame_time(spec, len(frames))) + spec.parts[0].start, at):
+        codes_KT, at = _read_span(spec.parts[0], string, at + len(time))
+        frames.append(codes_KT)
+    sound_KT = None
+    if len(spec.parts) > 1 and string.startswith(spec.parts[1].start, at):
+        sound_KT, at = _read_span(spec.parts[1], string, at)
+    return join_codes(spec, frames, sound_KT), at
+
+
+def _sound_of(spec: ModalitySpec) -> ModalitySpec:
+    if len(spec.parts) < 2:
+        raise CodeError(f"{spec.name}: codes of a sound, which this vocabulary's {spec.name} has not")
+    return spec.parts[1]
 
 
 def _check_frames(spec: ModalitySpec, frames: int, where: str) -> None:

@@ -71,6 +71,8 @@ class MediaTokenizers:
         return self._manifest.modalities.get(name) if self._manifest is not None else None
 
     def _check(self, name: str, tokenizer: ModalityTokenizer) -> None:
+        for part in tokenizer.parts:
+            self._check(part.modality, part)
         spec = self._specs[name]
         got = (tokenizer.modality, tokenizer.num_codebooks, tokenizer.codebook_size)
         expected = (name, spec.num_codebooks, spec.codebook_size)

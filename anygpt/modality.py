@@ -3,6 +3,7 @@
 Adding a modality is one row in `MODALITIES` and a folder under `anygpt/tokenizers/`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from anygpt.errors import AnyGPTError, nearest
@@ -28,8 +29,11 @@ class ModalitySpec:
     """Frames per second; None for modalities without a time axis."""
     frames: int | None = None
     """Exact number of frames of a span; None where any positive number is right."""
+    parts: "tuple[ModalitySpec, ...]" = ()
+    """What a span is made of that has no codes of its own: frames of the first modality, each after its time in text,
+    and perhaps one span of the second, its sound. Its codes are those of its parts, with blocks side by side."""
     media: str
-    """Kind of file at the ends: "image" or "audio"."""
+    """Kind of file at the ends: "image", "audio" or "video"."""
     instruction_fields: tuple[str, ...] = ()
     """Extra fields of the `text|<name>|content|...` prompt form, by their keyword in `ModalityTokenizer.decode`."""
     codec: str
@@ -38,7 +42,18 @@ class ModalitySpec:
     @property
     def num_tokens(self) -> int:
         """Vocabulary entries of the code block: every level has its own entries."""
-        return self.codebook_size * self.num_codebooks
+        return 0 if self.parts else self.codebook_size * self.num_codebooks
+
+    @property
+    def fewest_codes(self) -> int:
+        """Codes of the shortest span; of one made of parts also those of a frame."""
+        return self.parts[0].fewest_codes if self.parts else (self.frames or 1) * self.num_codebooks
+
+    @property
+    def codes_per_s(self) -> float | None:
+        """Codes of a second, without the sound of frames; None for modalities without a time axis."""
+        per_frame = self.fewest_codes if self.parts else self.num_codebooks
+        return None if self.frame_rate_hz is None else self.frame_rate_hz * per_frame
 
     def code_token(self, index: int) -> str:
         """The string of the `index`-th entry of the block, `index` = code + level * codebook_size."""
@@ -50,6 +65,14 @@ class ModalitySpec:
         """The same modality at another checkpoint's codebook sizes and, where that is another one, frame rate."""
         rate_hz = frame_rate_hz or self.frame_rate_hz
         return replace(self, codebook_size=codebook_size, num_codebooks=num_codebooks, frame_rate_hz=rate_hz)
+
+    def with_parts(self, specs: "Mapping[str, ModalitySpec]") -> "ModalitySpec":
+        """The same modality with its parts as in `specs`, without a sound that isn't there; itself if it has none."""
+        if not self.parts:
+            return self
+        parts = tuple(specs[part.name] for part in self.parts if part.name in specs)
+        assert parts and parts[0].name == self.parts[0].name, f"{self.name} without {self.parts[0].name}"
+        return replace(self, parts=parts, codebook_size=sum(part.num_tokens for part in parts))
 
 
 _ROWS = (
@@ -98,8 +121,25 @@ _ROWS = (
     ),
 )
 
-MODALITIES: dict[str, ModalitySpec] = {row.name: row for row in _ROWS}
-"""All media modalities by name, with the released codebook sizes, in the order of the released vocabulary."""
+_PARTS = {row.name: row for row in _ROWS}
+
+_ROWS_OF_PARTS = (
+    ModalitySpec(
+        name="video",
+        start="<sovi>",
+        end="<eovi>",
+        prefix="\N{CLAPPER BOARD}",
+        codebook_size=_PARTS["image"].num_tokens + _PARTS["audio"].num_tokens,
+        frame_rate_hz=2.0,
+        parts=(_PARTS["image"], _PARTS["audio"]),
+        media="video",
+        codec="frames by the image tokenizer, sound by that of sound effects",
+    ),
+)
+
+MODALITIES: dict[str, ModalitySpec] = {row.name: row for row in (*_ROWS, *_ROWS_OF_PARTS)}
+"""All media modalities by name, with the released codebook sizes, in the order of the released vocabulary; what is made
+of parts comes after them."""
 
 
 def get_modality(name: str) -> ModalitySpec:

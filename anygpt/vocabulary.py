@@ -19,7 +19,14 @@ from torch import Tensor
 
 from anygpt import added_tokens
 from anygpt.blocks import Block, checked_tokens, find_block, marker_pattern
-from anygpt.code_strings import codes_to_indices, codes_to_string, indices_to_codes
+from anygpt.code_strings import (
+    codes_to_indices,
+    codes_to_string,
+    frame_time,
+    indices_to_codes,
+    join_codes,
+    split_codes,
+)
 from anygpt.errors import CheckpointError, CodeError, nearest
 from anygpt.modality import MODALITIES, ModalitySpec
 from anygpt.text_tokenizer import TextTokenizer
@@ -78,8 +85,8 @@ class Vocabulary:
         self.size = max(text.size, 1 + max(self.tokens.values(), default=-1))
         """Rows that the model's embedding needs."""
         self.blocks: dict[str, Block] = {}
-        for spec in modalities.values():
-            block = find_block(spec, self.tokens, sizes, source)
+        for spec in sorted(modalities.values(), key=lambda spec: bool(spec.parts)):
+            block = find_block(spec, self.tokens, sizes, source, self.blocks)
             if block is not None:
                 self.blocks[spec.name] = block
         for name in sizes or {}:
@@ -215,11 +222,19 @@ class Vocabulary:
         return items
 
     def _split_markers(self, text: str) -> Iterator[str | list[int]]:
-        """Runs of text, and runs of ids of the control tokens and codes between them, in turn; none is empty."""
+        """Runs of text, and runs of ids of the control tokens and codes between them, in turn; none is empty.
+
+        The times in a span that is made of parts are among the ids.
+        """
         pending = ""
         ids: list[int] = []
+        end_id: int | None = None
         for part in self._parts(text):
-            if isinstance(part, str):
+            if end_id is not None:
+                new = self.text.encode(part) if isinstance(part, str) else part
+                ids += new
+                end_id = None if new[-1] == end_id else end_id
+            elif isinstance(part, str):
                 if ids:
                     yield ids
                     ids = []
@@ -229,6 +244,8 @@ class Vocabulary:
                     yield pending
                     pending = ""
                 ids += part
+                opened = self._block_by_start.get(part[-1])
+                end_id = opened.end_id if opened is not None and opened.parts else None
         if ids:
             yield ids
         if pending:
@@ -261,10 +278,29 @@ class Vocabulary:
             yield [block.first_id + index] if index < block.size else block.spec.code_token(index)
 
     def encode_codes(self, modality: ModalitySpec | str, codes_KT: Tensor) -> list[int]:
-        """Ids of a span with its tags: `codes_KT` integers [K, T]; K*T + 2 ids. Raises CodeError."""
+        """Ids of a span with its tags: `codes_KT` integers [K, T]; K*T + 2 ids, more where it is made of parts.
+
+        Raises CodeError.
+        """
         block = self.block(modality if isinstance(modality, str) else modality.name)
+        if block.parts:
+            return self._encode_parts(block, codes_KT)
         first = block.first_id
         return [block.start_id, *[first + i for i in codes_to_indices(block.spec, codes_KT)], block.end_id]
+
+    def time_ids(self, spec: ModalitySpec, number: int) -> list[int]:
+        """Ids of the text before frame `number` (from 0) of a span that is made of parts."""
+        return self.encode_text(frame_time(spec, number))
+
+    def _encode_parts(self, block: Block, codes_KT: Tensor) -> list[int]:
+        codes_to_indices(block.spec, codes_KT)  # its messages are in the terms of this modality
+        frames, sound_KT = split_codes(block.spec, codes_KT)
+        ids = [block.start_id]
+        for number, frame_KT in enumerate(frames):
+            ids += [*self.time_ids(block.spec, number), *self.encode_codes(block.parts[0].spec, frame_KT)]
+        if sound_KT is not None:
+            ids += self.encode_codes(block.parts[1].spec, sound_KT)
+        return [*ids, block.end_id]
 
     # From ids
 
@@ -284,11 +320,8 @@ class Vocabulary:
                     end += 1
                 items.append(Text(self.text.decode(ids[at:end])))
             elif ids[at] in self._block_by_start:
-                block = self._block_by_start[ids[at]]
-                end = self._span_end(block, ids, at)
-                indices = [i - block.first_id for i in ids[at + 1 : end]]
-                items.append(Span(block.spec, indices_to_codes(block.spec, indices, position=at + 1)))
-                end += 1
+                span, end = self._span_at(ids, at)
+                items.append(span)
             else:
                 items.append(Control(self._control_at(ids, at)))
                 end = at + 1
@@ -321,6 +354,36 @@ class Vocabulary:
     @cached_property
     def _marker_by_id(self) -> dict[int, str]:
         return {i: token for token, i in self._marked.items()}
+
+    def _span_at(self, ids: Sequence[int], at: int) -> tuple[Span, int]:
+        """The span that starts at a position, and where it ends."""
+        block = self._block_by_start[ids[at]]
+        if block.parts:
+            return self._span_of_parts(block, ids, at)
+        end = self._span_end(block, ids, at)
+        indices = [i - block.first_id for i in ids[at + 1 : end]]
+        return Span(block.spec, indices_to_codes(block.spec, indices, position=at + 1)), end + 1
+
+    def _span_of_parts(self, block: Block, ids: Sequence[int], start: int) -> tuple[Span, int]:
+        frames: list[Tensor] = []
+        sound_KT: Tensor | None = None
+        at = start + 1
+        while at < len(ids) and ids[at] != block.end_id:
+            due = [*self.time_ids(block.spec, len(frames)), block.parts[0].start_id]
+            if sound_KT is None and list(ids[at : at + len(due)]) == due:
+                span, at = self._span_at(ids, at + len(due) - 1)
+                frames.append(span.codes_KT)
+            elif frames and sound_KT is None and ids[at] in [part.start_id for part in block.parts[1:]]:
+                span, at = self._span_at(ids, at)
+                sound_KT = span.codes_KT
+            else:
+                raise CodeError(
+                    f"{block.spec.name}: id {ids[at]} ({self._describe(ids[at])}) at position {at} begins neither "
+                    f"frame {len(frames)} at {frame_time(block.spec, len(frames))} s nor the sound after the frames"
+                )
+        if at >= len(ids):
+            raise CodeError(f"{block.spec.name}: the span that starts at position {start} has no {block.spec.end}")
+        return Span(block.spec, join_codes(block.spec, frames, sound_KT)), at + 1
 
     def _span_end(self, block: Block, ids: Sequence[int], start: int) -> int:
         codes = block.ids

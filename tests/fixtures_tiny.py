@@ -34,6 +34,10 @@ SPECS_WITH_AUDIO = {
     **SPECS,
     "audio": MODALITIES["audio"].with_codebooks(codebook_size=8, num_codebooks=2, frame_rate_hz=25.0),
 }
+SPECS_WITH_VIDEO = {
+    **SPECS_WITH_AUDIO,
+    "video": MODALITIES["video"].with_parts(SPECS_WITH_AUDIO),
+}
 TEXTS = ["a red apple on a blue table", "the quick brown fox jumps over the lazy dog", "slow piano, calm and soft"] * 4
 POLICIES = {
     "text": {"do_sample": False, "max_new_tokens": 12},
@@ -41,6 +45,7 @@ POLICIES = {
     "speech": {"temperature": 1.0, "max_new_tokens": 40, "min_new_tokens": 5, "vc_steps": 2},
     "music": {"temperature": 1.0, "max_new_tokens": 31, "min_new_tokens": 7},
     "audio": {"max_new_tokens": 40},
+    "video": {"max_new_tokens": 256},
 }
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -158,11 +163,18 @@ def build_audio_tokenizer(folder: Path) -> None:
     build_codec_folder(folder, "encodec", **sizes, modality="audio")
 
 
+def build_video_tokenizer(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    config = {"class": "frames", "frames": str(folder.parent / "seed-tiny"), "sound": str(folder.parent / "audio-tiny")}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 _TOKENIZERS = {
     "image": build_image_tokenizer,
     "speech": build_speech_tokenizer,
     "music": build_music_tokenizer,
     "audio": build_audio_tokenizer,
+    "video": build_video_tokenizer,
 }
 
 

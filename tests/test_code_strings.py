@@ -26,7 +26,7 @@ def plain_indices(spec: ModalitySpec, codes_KT: torch.Tensor) -> list[int]:
     return [int(codes_KT[k, t]) + k * spec.codebook_size for t in range(frames) for k in range(levels)]
 
 
-@pytest.mark.parametrize("name", MODALITIES)
+@pytest.mark.parametrize("name", [name for name, spec in MODALITIES.items() if not spec.parts])
 @settings(deadline=None, derandomize=True, max_examples=30)
 @given(frames=st.integers(1, 40), seed=st.integers(0, 2**31), levels=st.integers(1, 8), size=st.integers(1, 9000))
 def test_round_trips(name: str, frames: int, seed: int, levels: int, size: int):

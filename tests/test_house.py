@@ -41,10 +41,10 @@ FLOORS = (
     ("world",),
     ("data",),
     ("prompts",),
-    ("vocabulary", "blocks", "text_tokenizer", "added_tokens", "code_strings", "manifest"),
+    ("vocabulary", "blocks", "text_tokenizer", "added_tokens", "manifest"),
     ("tokenizers",),
-    ("modality",),
-    ("media", "containers", "boxes"),
+    ("modality", "code_strings"),
+    ("media", "video", "containers", "boxes"),
     ("config", "paths", "devices"),
     ("errors",),
 )

@@ -16,8 +16,9 @@ from anygpt.code_strings import codes_to_indices
 from anygpt.data.storage import Place
 from anygpt.errors import AnyGPTError
 from anygpt.media import Audio, load_audio, load_image
-from anygpt.modality import ModalitySpec, get_modality
+from anygpt.modality import ModalitySpec
 from anygpt.tokenizers.base import ModalityTokenizer
+from anygpt.video import Video, load_video
 
 GROUP_BYTES = 256 * 2**20
 """Media are encoded in groups of about this size, so that a few large photographs don't fill the memory."""
@@ -25,6 +26,7 @@ GROUP_BYTES = 256 * 2**20
 _LOADERS: dict[str, Callable[..., Any]] = {
     "image": load_image,
     "audio": functools.partial(load_audio, reject_silence=True),
+    "video": load_video,
 }
 """How one kind of file (`ModalitySpec.media`) is read."""
 
@@ -40,9 +42,7 @@ class Fault:
 
 def spec_of(tokenizer: ModalityTokenizer) -> ModalitySpec:
     """The row of the tokenizer's modality, at the tokenizer's codebook sizes."""
-    return get_modality(tokenizer.modality).with_codebooks(
-        codebook_size=tokenizer.codebook_size, num_codebooks=tokenizer.num_codebooks
-    )
+    return tokenizer.spec
 
 
 def load_media(path: Path, spec: ModalitySpec, **settings: Any) -> Any:
@@ -120,5 +120,7 @@ def _without_path(message: str, path: Path | str) -> str:
     return tail.removeprefix(": ") if tail.startswith(": ") else message
 
 
-def _bytes(media: Image.Image | Audio) -> int:
+def _bytes(media: Image.Image | Audio | Video) -> int:
+    if isinstance(media, Video):
+        return sum(map(_bytes, media.frames)) + (_bytes(media.sound) if media.sound is not None else 0)
     return media.wave.nbytes if isinstance(media, Audio) else 3 * media.width * media.height

@@ -5,13 +5,14 @@ span, the codes of the level that is due; the end tag on a frame boundary only. 
 modality table and the checkpoint's vocabulary, and every allowed set is a few slices of the logits.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from anygpt.errors import AnyGPTError
 from anygpt.generation.box_text import SHORTEST_BOX, BoxPieces, BoxText
 from anygpt.generation.policies import Policy
+from anygpt.generation.spans import OpenParts, OpenSpan, frame_length, merged, open_span, single
 from anygpt.prompts.tags import BoxForm
 from anygpt.vocabulary import Block, Vocabulary
 
@@ -50,11 +51,16 @@ class Request:
         return cls() if name == "text" else cls(forced=name, ends_after_span=True)
 
     @classmethod
-    def chat(cls, answer: str | None, modalities: Iterable[str], *, hears: bool = False) -> "Request":
+    def chat(
+        cls, answer: str | None, modalities: Iterable[str], *, hears: bool = False, boxes: BoxForm | None = None
+    ) -> "Request":
         """An answer in a conversation: text and spans of `modalities` as the model likes.
 
-        `answer` names the one that has to be among them; for "text" there are no spans.
+        `answer` names the one that has to be among them; for "text" there are no spans. With `boxes` there are none
+        either, unless one is asked for, which then matters more.
         """
+        if boxes is not None and answer in (None, "text"):
+            return cls(boxes=boxes)
         if answer == "text":
             return cls(hears=hears)
         return cls(allowed=frozenset(modalities), required=answer, most_spans=MOST_SPANS, hears=hears)
@@ -117,8 +123,23 @@ class Grammar:
 
     def shortest_span(self, name: str) -> int:
         """Ids of the shortest whole span of a modality, tags included."""
-        spec = self.blocks[name].spec
-        return 2 + (spec.frames or 1) * spec.num_codebooks
+        block = self.blocks[name]
+        if block.parts:
+            return 2 + frame_length(block, self.time_ids(block, 0))
+        return 2 + block.spec.fewest_codes
+
+    def longest_span(self, name: str, policy: Policy) -> int:
+        """Upper limit of the ids of a span, tags included."""
+        block = self.blocks[name]
+        most = max(policy.max_new_tokens, block.spec.fewest_codes) + 2
+        if not block.parts:
+            return most
+        frames = most // block.spec.fewest_codes
+        return most + 2 * len(block.parts[1:]) + sum(2 + len(self.time_ids(block, n)) for n in range(frames))
+
+    def time_ids(self, block: Block, number: int) -> list[int]:
+        """Ids of the time of that frame."""
+        return self._vocabulary.time_ids(block.spec, number)
 
     def shortest_answer(self, request: Request) -> int:
         """Ids of the shortest answer; the end of the turn isn't counted, since the context may cut it off."""
@@ -128,7 +149,7 @@ class Grammar:
         """Upper limit of the ids of an answer; None where only the context limits it."""
         if request.allowed:
             return None
-        spans = sum(max(policies[name].max_new_tokens + 2, self.shortest_span(name)) for name in request.given)
+        spans = sum(self.longest_span(name, policies[name]) for name in request.given)
         if request.ends_after_span and request.given == {request.forced}:
             return spans
         return spans + policies["text"].max_new_tokens + 1 + 2 * request.hears
@@ -150,9 +171,9 @@ class Automaton:
         self._room = room
         self._blocks = {block.start_id: block for block in grammar.blocks.values()}
         self._pending = grammar.blocks[request.required] if request.required else None
-        self._block: Block | None = None
+        self._span: OpenSpan | OpenParts | None = None
         self._boxes = BoxText(grammar.box_pieces, request.boxes) if request.boxes is not None else None
-        self._codes = self._texts = self._spans = 0
+        self._texts = self._spans = 0
         self._has_content = False
         self._may_hear = request.hears and grammar.heard_ids is not None
         self._is_hearing = False
@@ -166,25 +187,24 @@ class Automaton:
     @property
     def modality(self) -> str:
         """Whose policy draws the next id: the modality of the open span, or "text"."""
-        return self._block.spec.name if self._block is not None else "text"
+        return self._span.block.spec.name if self._span is not None else "text"
 
     def allowed(self) -> list[range]:
         """The ids that may come next, as ranges in ascending order that neither touch nor overlap; never empty."""
         assert not self.is_done, "the answer is complete"
-        ids = self._in_text() if self._block is None else self._in_span(self._block)
+        ids = self._in_text() if self._span is None else self._in_span(self._span)
         assert ids, "the grammar has no way on"
         return ids
 
     def push(self, index: int) -> None:
         """Take the id that was drawn. It must be one of `allowed`."""
         self._room -= 1
-        if self._block is not None:
-            if index != self._block.end_id:
-                self._codes += 1
+        if self._span is not None:
+            if not self._span.push(index):
                 return
-            self._close_span(self._block)
+            self._close_span(self._span.block)
         elif index in self._blocks:
-            self._block, self._codes, self._may_hear = self._blocks[index], 0, False
+            self._span, self._may_hear = open_span(self._blocks[index], self._grammar.time_ids), False
             return
         elif index in self._grammar.end_ids:
             self.is_done = True
@@ -202,7 +222,7 @@ class Automaton:
     @property
     def reserved(self) -> int:
         """Ids that the open span has to leave for one that is required after it."""
-        return self._reserve(self._block) if self._block is not None else 0
+        return self._reserve(self._span.block) if self._span is not None else 0
 
     @property
     def _due(self) -> int:
@@ -212,7 +232,7 @@ class Automaton:
         return max(self._is_hearing + (not self._has_content), self._boxes.due if self._boxes is not None else 0)
 
     def _close_span(self, block: Block) -> None:
-        self._block = None
+        self._span = None
         self._spans += 1
         self._has_content = True
         if block is self._pending:
@@ -241,7 +261,7 @@ class Automaton:
             pieces = self._grammar.text_ranges
         elif words_due and not self._is_hearing:
             pieces = self._grammar.word_ranges
-        return _merged([*pieces, *(range(i, i + 1) for i in singles)])
+        return merged([*pieces, *map(single, singles)])
 
     def _with_boxes(self, boxes: BoxText, room: int) -> list[range]:
         """The text ids that may come next, where so many are left."""
@@ -267,35 +287,12 @@ class Automaton:
             return 0
         return self._grammar.shortest_span(self._pending.spec.name)
 
-    def _in_span(self, block: Block) -> list[range]:
-        levels = block.spec.num_codebooks
-        level = self._codes % levels
-        codes, end = block.level_ids(level), range(block.end_id, block.end_id + 1)
-        if level:
-            return [codes]
-        policy = self._policies[block.spec.name]
-        if block.spec.frames is not None:
-            return [codes] if self._codes < block.spec.frames * levels else [end]
-        if self._codes == 0:
-            return [codes]
-        if self._codes + levels > policy.max_new_tokens or self._room - self._reserve(block) < levels + 1:
-            return [end]
-        if self._codes < policy.min_new_tokens:
-            return [codes]
-        return _merged([codes, end])
+    def _in_span(self, span: OpenSpan | OpenParts) -> list[range]:
+        policy = self._policies[span.block.spec.name]
+        room = self._room - self._reserve(span.block)
+        return span.allowed(policy.min_new_tokens, policy.max_new_tokens, room)
 
 
 def _ranges(ids: Iterable[int]) -> list[range]:
     """Ascending ids as ranges."""
-    return _merged([range(i, i + 1) for i in ids])
-
-
-def _merged(ranges: Sequence[range]) -> list[range]:
-    """Sort ranges that don't overlap and join those that touch."""
-    merged: list[range] = []
-    for ids in sorted(ranges, key=lambda ids: ids.start):
-        if merged and merged[-1].stop == ids.start:
-            merged[-1] = range(merged[-1].start, ids.stop)
-        else:
-            merged.append(ids)
-    return merged
+    return merged([single(i) for i in ids])

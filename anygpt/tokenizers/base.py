@@ -15,10 +15,12 @@ from torch import Tensor
 
 from anygpt.config import read_mapping
 from anygpt.errors import CheckpointError, nearest
+from anygpt.modality import ModalitySpec, get_modality
 
 TOKENIZER_CLASSES: dict[str, str] = {
     "seed": "anygpt.tokenizers.seed.tokenizer:SeedTokenizer",
     "speechtokenizer": "anygpt.tokenizers.speechtokenizer.tokenizer:SpeechTokenizer",
+    "frames": "anygpt.tokenizers.frames.tokenizer:FramesTokenizer",
     "encodec": "anygpt.tokenizers.encodec.tokenizer:EncodecTokenizer",
 }
 """Method name (the `class` field of a tokenizer folder's config.json) -> `module:class`, imported on first use."""
@@ -27,7 +29,7 @@ TOKENIZER_CLASSES: dict[str, str] = {
 class ModalityTokenizer(ABC):
     """Turns media into codes and back.
 
-    `media` is what `anygpt.media` loads: a `PIL.Image.Image` (RGB) or an `anygpt.media.Audio`.
+    `media` is what `anygpt.media` and `anygpt.video` load: a `PIL.Image.Image` (RGB), an `Audio` or a `Video`.
     """
 
     modality: str
@@ -37,6 +39,16 @@ class ModalityTokenizer(ABC):
     """Levels that the language model sees (1 for speech, whatever the number of residual levels)."""
     frame_rate_hz: float | None = None
     """Frames per second, of methods whose tokenizers differ in it; None: what the modality's row says."""
+    parts: "Sequence[ModalityTokenizer]" = ()
+    """Tokenizers of other modalities that its codes are made of (`ModalitySpec.parts`)."""
+
+    @property
+    def spec(self) -> ModalitySpec:
+        """The row of the modality, at this tokenizer's codebook sizes."""
+        row = get_modality(self.modality).with_codebooks(
+            codebook_size=self.codebook_size, num_codebooks=self.num_codebooks, frame_rate_hz=self.frame_rate_hz
+        )
+        return row.with_parts({part.modality: part.spec for part in self.parts})
 
     @classmethod
     @abstractmethod

@@ -12,7 +12,12 @@ from anygpt.errors import AnyGPTError, CheckpointError
 from anygpt.paths import resource
 from anygpt.tokenizers.base import ModalityTokenizer, load_tokenizer
 
-DEFAULT_TOKENIZERS = {"image": "seed-mini", "speech": "speechtokenizer-mini", "music": "encodec-mini"}
+DEFAULT_TOKENIZERS = {
+    "image": "seed-mini",
+    "speech": "speechtokenizer-mini",
+    "music": "encodec-mini",
+    "video": "frames-mini",
+}
 """Modality -> the shipped tokenizer, by its name under `tokenizers/`."""
 
 
@@ -33,6 +38,7 @@ class TokenizerPaths:
     """SoundStorm's folder or released file; it replaces the one that a tokenizer folder names."""
     music_tokenizer: str | None = None
     audio_tokenizer: str | None = None
+    video_tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         for field, modality in (("unclip", "image"), ("speech_config", "speech")):

@@ -14,7 +14,6 @@ from tqdm import tqdm
 from anygpt.code_strings import codes_to_string
 from anygpt.errors import AnyGPTError, nearest
 from anygpt.media import Audio, atomic_write
-from anygpt.modality import get_modality
 from anygpt.tokenizers.base import ModalityTokenizer
 from anygpt.world import effects, images, music, speech
 from anygpt.world.sentences import typed_variant
@@ -90,9 +89,7 @@ def write_pairs(
         if number < 1:
             raise AnyGPTError(f"{flag} is {number}, expected at least 1")
     name = tokenizer.modality
-    spec = get_modality(name).with_codebooks(
-        codebook_size=tokenizer.codebook_size, num_codebooks=tokenizer.num_codebooks
-    )
+    spec = tokenizer.spec
     out.mkdir(parents=True, exist_ok=True)
     paths = (out / f"{name}_captions.jsonl", out / f"{name}_prompts.jsonl")
     if all(path.is_file() for path in paths):

@@ -1,0 +1,1 @@
+"""Videos as pictures at their times, with the sound behind them."""
