@@ -5,7 +5,6 @@ both directions is a judge itself: of candidates for a text it takes that for wh
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anygpt.generation.loop import Answer
-from anygpt.generation.scoring import log_likelihoods
+from anygpt.generation.scoring import log_likelihoods_behind
 from anygpt.prompts.render import render_reading
 from anygpt.prompts.segments import Media, Text
 from anygpt.prompts.templates import get_template
@@ -73,15 +72,13 @@ def candidate_seed(seed: int, number: int) -> int:
 
 def best_fit(model: "AnyGPT", modality: str, text: str, candidates: Sequence[Tensor]) -> int:
     """Which of the candidates, codes int64 [K, T] of a modality, says `text` best to the model; the first of equals."""
-    scores = [_fit(model, Media(modality, codes_KT), text) for codes_KT in candidates]
-    return scores.index(max(scores))
-
-
-def _fit(model: "AnyGPT", media: Media, text: str) -> float:
-    """The logarithm of how likely `text` is as the whole answer to media; none where both exceed the context."""
-    instruction = model.task_prompts.canonical(media.modality, "x2text")
-    ids, mask = render_reading(instruction, text, media, model.vocabulary)
-    if len(ids) > model.decoder.shape.context:
-        return -math.inf
-    start = mask.index(True)
-    return float(log_likelihoods(model.decoder, ids[:start], [ids[start:]])[0].double().sum())
+    instruction = model.task_prompts.canonical(modality, "x2text")
+    media = [Media(modality, codes_KT) for codes_KT in candidates]
+    rendered = [render_reading(instruction, text, each, model.vocabulary) for each in media]
+    prompts = [ids[: mask.index(True)] for ids, mask in rendered]
+    answer = rendered[0].ids[len(prompts[0]) :]
+    # What is too long to be read back comes last.
+    fitting = [n for n, prompt in enumerate(prompts) if len(prompt) + len(answer) <= model.decoder.shape.context]
+    found = log_likelihoods_behind(model.decoder, [prompts[n] for n in fitting], answer)
+    fits = [float(logs_T.double().sum()) for logs_T in found]
+    return fitting[fits.index(max(fits))] if fitting else 0

@@ -297,6 +297,23 @@ class LlamaDecoder:
         hidden_NE = self._layers(ids, self._turns[positions_N.to(self.device)], attend)
         return list(self.logits(self._normed(hidden_NE, self.norm)).split(lengths.tolist()))
 
+    @torch.inference_mode()
+    def forward_sequences(self, sequences: Sequence[Sequence[int]], *, last: int) -> list[Tensor]:
+        """Read whole sequences together, each for itself, in one pass that leaves no cache.
+
+        Returns the float32 logits [last, V] of the last positions of each.
+        """
+        counts = [len(ids) for ids in sequences]
+
+        def attend(_: int, query_HNC: Tensor, new_2GNC: Tensor) -> Tensor:
+            parts = zip(query_HNC.split(counts, dim=1), new_2GNC.split(counts, dim=2), strict=True)
+            return torch.cat([self._attend(query_HTC, *new_2GTC, None) for query_HTC, new_2GTC in parts])
+
+        turns_NP = torch.cat([self._turns[:count] for count in counts])
+        hidden_NE = self._layers([index for ids in sequences for index in ids], turns_NP, attend)
+        lasts = torch.cat([hidden_TE[-last:] for hidden_TE in hidden_NE.split(counts)])
+        return list(self.logits(self._normed(lasts, self.norm)).split(last))
+
     def _append(self, ids: Sequence[int], cache: StaticCache) -> Tensor:
         """What ids become that follow the sequence in `cache`, before the last norm, [T, E]."""
         turns_TP = self._turns[cache.length : cache.length + len(ids)]

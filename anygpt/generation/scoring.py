@@ -25,18 +25,39 @@ def log_likelihoods(decoder: LlamaDecoder, prompt_ids: Sequence[int], answers: S
         # The last id of an answer is predicted, but nothing is predicted from it.
         branches = decoder.forward_branches([answer[:-1] for answer in group], cache)
         for answer, logits in zip(group, branches, strict=True):
-            chosen_T1 = torch.tensor(answer, device=decoder.device)[:, None]
-            results.append(torch.cat([first_1V, logits]).log_softmax(-1).gather(1, chosen_T1)[:, 0])
+            results.append(_chosen(torch.cat([first_1V, logits]), answer))
     return results
 
 
-def _groups(answers: Sequence[Sequence[int]], most: int) -> Iterator[list[Sequence[int]]]:
-    """Neighbouring answers of `most` ids together, or one that is longer."""
+def log_likelihoods_behind(
+    decoder: LlamaDecoder, prompts: Sequence[Sequence[int]], answer: Sequence[int]
+) -> list[Tensor]:
+    """The log-probability of every id of one answer behind each of several prompts, float32 [T].
+
+    Prompts are read together, about `PREFILL_CHUNK` ids in a pass. The answer has to fit into the model's context
+    behind each.
+    """
+    context = decoder.shape.context
+    assert answer and all(0 < len(ids) <= context - len(answer) for ids in prompts), "something is empty or too long"
+    results: list[Tensor] = []
+    for group in _groups([[*ids, *answer[:-1]] for ids in prompts], PREFILL_CHUNK):
+        results += [_chosen(logits_TV, answer) for logits_TV in decoder.forward_sequences(group, last=len(answer))]
+    return results
+
+
+def _chosen(logits_TV: Tensor, ids: Sequence[int]) -> Tensor:
+    """The log-probabilities, [T], of ids of which each was chosen by its logits."""
+    chosen_T1 = torch.tensor(ids, device=logits_TV.device)[:, None]
+    return logits_TV.log_softmax(-1).gather(1, chosen_T1)[:, 0]
+
+
+def _groups(sequences: Sequence[Sequence[int]], most: int) -> Iterator[list[Sequence[int]]]:
+    """Neighbours of `most` ids together, or one that is longer."""
     group: list[Sequence[int]] = []
-    for answer in answers:
-        if group and sum(map(len, group)) + len(answer) > most:
+    for ids in sequences:
+        if group and sum(map(len, group)) + len(ids) > most:
             yield group
             group = []
-        group.append(answer)
+        group.append(ids)
     if group:
         yield group

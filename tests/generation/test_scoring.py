@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anygpt.generation import scoring
 from anygpt.generation.llama import LlamaDecoder
-from anygpt.generation.scoring import log_likelihoods
+from anygpt.generation.scoring import log_likelihoods, log_likelihoods_behind
 
 PROMPT = [1, 270, 281, 265, 290]
 ANSWERS = [[271], [271, 300, 2], [272, 260, 261, 262], [271, 300, 2], [280, 281]]
@@ -61,3 +61,16 @@ def test_the_prompt_is_read_once(decoder: LlamaDecoder, monkeypatch: pytest.Monk
     read.clear()
     log_likelihoods(decoder, PROMPT, [[271], [272]])
     assert read == [len(PROMPT)]
+
+
+@pytest.mark.parametrize("chunk", [512, 12, 1])
+@pytest.mark.parametrize("answer", [[271, 300, 2], [271]])
+def test_one_answer_behind_several_prompts(
+    chunk: int, answer: list[int], decoder: LlamaDecoder, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "PREFILL_CHUNK", chunk)
+    prompts = [PROMPT, PROMPT[:2], [1], [260 + n % 40 for n in range(CONTEXT - len(answer))], PROMPT]
+    ours = log_likelihoods_behind(decoder, prompts, answer)
+    for got, prompt in zip(ours, prompts, strict=True):
+        (wanted,) = plain_log_likelihoods(model_folder, prompt, [answer])
+        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
