@@ -32,6 +32,7 @@ from anygpt.prompts.segments import Media, Segment
 from anygpt.prompts.tasks import TaskPrompts
 from anygpt.prompts.templates import Direction
 from anygpt.session import Given, IdSource, Session
+from anygpt.video import Video, load_video, save_video
 from anygpt.vocabulary import Span, Text, Vocabulary
 
 if TYPE_CHECKING:
@@ -64,13 +65,14 @@ class _MediaKind:
 
 _KINDS = {
     "image": _MediaKind(Image.Image, load_image, save_image, "jpg"),
-    "audio": _MediaKind(Audio, load_audio, save_audio, "wav"),
+    "audio": _MediaKind(Audio, partial(load_audio, reject_silence=True), save_audio, "wav"),
+    "video": _MediaKind(Video, load_video, save_video, "mp4"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The answer to one prompt: `text`, `image` or `audio`, whichever the modality of the answer is."""
+    """The answer to one prompt: `text`, `image`, `audio` or `video`, whichever the modality of the answer is."""
 
     prompt: str
     modality: str
@@ -78,8 +80,9 @@ class Result:
     text: str | None = None
     image: Image.Image | None = None
     audio: Audio | None = None
+    video: Video | None = None
     codes_KT: Tensor | None = None
-    """The codes of the picture or sound, int64 [levels, frames]."""
+    """The codes of the picture, sound or video, int64 [levels, frames]."""
     seed: int
     """Gives the same answer again."""
     seconds: float
@@ -88,9 +91,9 @@ class Result:
     """Of `run_batch`: why there is no answer. The modality may then be empty."""
 
     @property
-    def media(self) -> Image.Image | Audio | None:
-        """The picture or sound, None for text."""
-        return self.image if self.image is not None else self.audio
+    def media(self) -> Image.Image | Audio | Video | None:
+        """The picture, sound or video, None for text."""
+        return next((media for media in (self.image, self.audio, self.video) if media is not None), None)
 
     def save(self, folder: Path | str, *, stem: str | None = None) -> Path:
         """Write the picture (JPEG) or sound (16-bit WAV), named from the prompt's text and the time.
@@ -290,7 +293,7 @@ class AnyGPT:
         self,
         source: str,
         target: str,
-        content: str | Path | Image.Image | Audio | Tensor,
+        content: str | Path | Image.Image | Audio | Video | Tensor,
         *,
         seed: int | None = None,
         progress: Progress | None = None,
@@ -402,7 +405,7 @@ class AnyGPT:
         """The rules of answers in conversations: turns end as the template has it, or with `</s>`."""
         return chat_grammar(self.vocabulary)
 
-    def encode(self, name: str, media: str | Path | Image.Image | Audio | Tensor) -> Tensor:
+    def encode(self, name: str, media: str | Path | Image.Image | Audio | Video | Tensor) -> Tensor:
         """Codes int64 [K, T] of a file, picture or sound of modality `name`; codes are passed through.
 
         Raises MediaError for a file that is unfit, or longer than the model's context.
@@ -479,7 +482,7 @@ class AnyGPT:
         self,
         source: str,
         target: str,
-        content: str | Path | Image.Image | Audio | Tensor,
+        content: str | Path | Image.Image | Audio | Video | Tensor,
         seed: int,
         settings: Mapping[str, Any],
     ) -> Task:
@@ -538,19 +541,17 @@ class AnyGPT:
         if not isinstance(media, str | Path):
             raise MediaError(f"{name} is given as {type(media).__name__}, expected a path or {kind.type.__name__}")
         limits: dict[str, Any] = {}
-        if spec.frame_rate_hz is not None:
-            limits["reject_silence"] = True
-            if is_prompt:
-                limits["min_duration_s"] = MIN_VOICE_S
-            else:
-                limits["max_duration_s"] = self.decoder.shape.context / (spec.frame_rate_hz * spec.num_codebooks)
+        if is_prompt:
+            limits["min_duration_s"] = MIN_VOICE_S
+        elif spec.codes_per_s is not None:
+            limits["max_duration_s"] = self.decoder.shape.context / spec.codes_per_s
         return kind.load(media, **limits)
 
 
-def save_media(folder: Path | str, media: Image.Image | Audio, *, name: str) -> Path:
-    """Write a picture (JPEG) or sound (16-bit WAV), named from the text `name` and the time; no file is replaced.
+def save_media(folder: Path | str, media: Image.Image | Audio | Video, *, name: str) -> Path:
+    """Write a picture (JPEG), sound (16-bit WAV) or video (MP4), named from the text `name` and the time.
 
-    Returns the path. Raises AnyGPTError when the folder can't be written.
+    No file is replaced. Returns the path. Raises AnyGPTError when the folder can't be written.
     """
     kind = _kind_of(media)
     stem = f"{safe_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -559,7 +560,7 @@ def save_media(folder: Path | str, media: Image.Image | Audio, *, name: str) -> 
     return kind.save(next(path for path in numbered if not path.exists()), media)
 
 
-def _kind_of(media: Image.Image | Audio) -> _MediaKind:
+def _kind_of(media: Image.Image | Audio | Video) -> _MediaKind:
     return next(kind for kind in _KINDS.values() if isinstance(media, kind.type))
 
 

@@ -29,6 +29,7 @@ from anygpt.media import Audio
 from anygpt.prompts.render import parse_answer, render
 from anygpt.prompts.segments import Media, Segment, Turn
 from anygpt.prompts.templates import get_template, join_texts, load_templates, user_turn
+from anygpt.video import Video
 from anygpt.vocabulary import Control, Span
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class MediaMade:
     """A picture or sound of the answer is ready: `media`, from `codes_KT` int64 [K, T]."""
 
     modality: str
-    media: Image.Image | Audio
+    media: Image.Image | Audio | Video
     codes_KT: Tensor
     number: int
     """Its place among the media of the answer, from 1; see `Session.set_path`."""
@@ -73,7 +74,7 @@ class Done:
 
 Event = TextPiece | SpanStart | MediaMade | TurnsDropped | Done
 
-Given = Media | tuple[str, str | Path | Image.Image | Audio | Tensor]
+Given = Media | tuple[str, str | Path | Image.Image | Audio | Video | Tensor]
 """Media of a message: encoded already, or a modality with a file, a picture or sound, or codes [K, T]."""
 
 IdSource = Callable[[Sequence[Answer]], Iterator[tuple[Answer, int]]]
