@@ -114,6 +114,12 @@ class BatchCache:
         self.rows += [self._make() for _ in range(rows - len(self.rows))]
         self._share()
 
+    def take(self, cache: StaticCache) -> None:
+        """Make a copy of another sequence the first row."""
+        self.reserve(1, cache.length)
+        self._keys_values[:, :, 0, :, : cache.length] = cache.keys_values[..., : cache.length, :]
+        self.rows[0].ids = list(cache.ids)
+
     def copy(self, source: int, target: int, length: int) -> None:
         """Make the first `length` positions of a row the whole of another."""
         assert length <= self.rows[source].length, (length, self.rows[source].length)

@@ -232,15 +232,18 @@ def _picked(logits_RV: Tensor) -> Logits:
     return lambda _, allowed: pick(logits_RV, allowed)
 
 
-def decode(decoder: LlamaDecoder, answers: Iterable[Answer], *, batch_size: int) -> Iterator[tuple[Answer, int]]:
+def decode(
+    decoder: LlamaDecoder, answers: Iterable[Answer], *, batch_size: int, known: StaticCache | None = None
+) -> Iterator[tuple[Answer, int]]:
     """Make answers, `batch_size` at a time in one pass; yield every id with its answer, forced ids first.
 
     Where an answer is done the next one takes its place, so `answers` is read as places become free. What a prompt
     has in common at its beginning with one that is still in a cache is copied, not computed: several answers of one
-    prompt, one after the other, cost one prefill. A guided answer has a second row.
+    prompt, one after the other, cost one prefill. So is what it has in common with `known`, computed elsewhere. A
+    guided answer has a second row.
     """
     waiting = iter(answers)
-    batch = Batch(decoder)
+    batch = Batch(decoder, known)
     while True:
         while batch.size < batch_size and (answer := next(waiting, None)) is not None:
             batch.add(answer)
@@ -267,9 +270,12 @@ class Batch:
     The rows in use are the first of the cache: the last fills a gap. New ones stand behind the others.
     """
 
-    def __init__(self, decoder: LlamaDecoder) -> None:
+    def __init__(self, decoder: LlamaDecoder, known: StaticCache | None = None) -> None:
+        """What prompts begin with is copied from `known` (which stays as it is), as far as that holds it."""
         self._decoder = decoder
         self._cache = BatchCache(lambda: decoder.new_cache(slots=FIRST_SLOTS))
+        if known is not None:
+            self._cache.take(known)
         self._rows: list[_Row] = []
         self._read_rows = 0
         """Rows whose prompts have been read."""

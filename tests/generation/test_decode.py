@@ -99,6 +99,24 @@ def test_one_prompt_is_computed_once(decoder: LlamaDecoder, grammar: Grammar, pa
     assert passes.count([6]) == 1
 
 
+def test_what_is_known_is_not_computed_again(decoder: LlamaDecoder, grammar: Grammar, passes: list[list[int]]) -> None:
+    """A conversation's cache, longer than a batch has room for at first; it stays as it is."""
+    prompt = [5] * 200 + PROMPTS[0]
+    same = {"prompt_ids": prompt, "request": Request.only("image")}
+    plain = [answer(grammar, number, DRAWN, **same) for number in range(3)]
+    finish(decoder, plain, 3)
+    known = decoder.new_cache(slots=256)
+    decoder.append([*prompt[:203], 9], known)
+    before = known.keys_values[..., :204, :].clone()
+    passes.clear()
+    answers = [answer(grammar, number, DRAWN, **same) for number in range(3)]
+    for _ in decode(decoder, answers, batch_size=3, known=known):
+        pass
+    assert passes[:2] == [[3], [1] * 3]  # the rest of the prompt and the start tag
+    assert [one.ids for one in answers] == [one.ids for one in plain]
+    assert known.ids == [*prompt[:203], 9] and torch.equal(known.keys_values[..., :204, :], before)
+
+
 def test_new_prompts_are_read_together(decoder: LlamaDecoder, grammar: Grammar, passes: list[list[int]]) -> None:
     """What they have in common once, and with the ids that the other answers go on by."""
 
