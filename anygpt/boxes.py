@@ -53,12 +53,18 @@ class Box:
         return self.x1, self.y1, self.x2, self.y2
 
     @classmethod
+    def of(cls, values: Iterable[int | str], phrase: str = "") -> "Box":
+        """The box of four numbers. Raises AnyGPTError as the class does."""
+        x1, y1, x2, y2 = map(int, values)
+        return cls(x1, y1, x2, y2, phrase)
+
+    @classmethod
     def from_pixels(cls, corners: Corners, size: tuple[int, int], phrase: str = "") -> "Box":
         """The box of pixels in a picture of `size` (width, height), each side at the nearest percent."""
         sides = [
             min(SCALE, max(0, round(corner * SCALE / length))) for corner, length in zip(corners, size * 2, strict=True)
         ]
-        return cls(*sides, phrase=phrase)
+        return cls.of(sides, phrase)
 
     def pixels(self, size: tuple[int, int]) -> Corners:
         """The box in pixels of a picture of `size` (width, height)."""
@@ -71,7 +77,7 @@ def parse_box(text: str) -> Box:
     match = re.fullmatch(_BOX, text.strip())
     if match is None:
         raise AnyGPTError(f"{text[:60]!r} is no box; expected such as {Box(12, 3, 45, 60)}")
-    return Box(*map(int, match.groups()))
+    return Box.of(match.groups())
 
 
 def find_boxes(text: str) -> tuple[Box, ...]:
@@ -89,7 +95,7 @@ def find_boxes(text: str) -> tuple[Box, ...]:
             phrase = match["phrase"].strip()
             continue
         try:
-            found.append(Box(*map(int, match.groups()[1:]), phrase=phrase))
+            found.append(Box.of(match.groups()[1:], phrase))
         except AnyGPTError:
             continue
     return tuple(found)
@@ -121,13 +127,14 @@ def draw_boxes(picture: Image.Image, boxes: Iterable[Box]) -> Image.Image:
     drawn = picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
     canvas = ImageDraw.Draw(drawn)
     width_px = max(2, min(drawn.size) // 150)
-    font = ImageFont.load_default(max(12, min(drawn.size) // 25))
+    font_px = max(12, min(drawn.size) // 25)
+    font = ImageFont.load_default(font_px)
     for number, box in enumerate(boxes):
         colour = COLOURS[number % len(COLOURS)]
         left, top, right, bottom = box.pixels(drawn.size)
         canvas.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=width_px)
         if box.phrase:
-            at = (left + width_px, max(0.0, top - font.size - width_px))
+            at = (left + width_px, max(0.0, top - font_px - width_px))
             canvas.rectangle(canvas.textbbox(at, box.phrase, font=font), fill=colour)
             canvas.text(at, box.phrase, fill="white", font=font)
     return drawn

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from anygpt.boxes import Box, draw_boxes, find_boxes
 from anygpt.candidates import best_fit, candidate_seed
 from anygpt.devices import find_device
 from anygpt.errors import AnyGPTError, CheckpointError, MediaError, nearest
-from anygpt.forms import TEXT, parse_form, split_bars
+from anygpt.forms import INSTRUCTION, TEXT, parse_form, split_bars
 from anygpt.generation.grammar import Grammar, Request
 from anygpt.generation.llama import LlamaDecoder, load_decoder
 from anygpt.generation.loop import Answer, decode, generate
@@ -29,6 +30,7 @@ from anygpt.modality import ModalitySpec
 from anygpt.paths import resource
 from anygpt.prompts.render import render_base
 from anygpt.prompts.segments import Media, Segment
+from anygpt.prompts.tags import BoxForm, box_form
 from anygpt.prompts.tasks import TaskPrompts
 from anygpt.prompts.templates import Direction
 from anygpt.session import Given, IdSource, Session
@@ -83,6 +85,10 @@ class Result:
     video: Video | None = None
     codes_KT: Tensor | None = None
     """The codes of the picture, sound or video, int64 [levels, frames]."""
+    boxes: tuple[Box, ...] = ()
+    """What the text points at, where the instruction's tag asked for that."""
+    picture: str | Path | Image.Image | None = None
+    """What the boxes are on, unless that was given as codes."""
     seed: int
     """Gives the same answer again."""
     seconds: float
@@ -95,17 +101,39 @@ class Result:
         """The picture, sound or video, None for text."""
         return next((media for media in (self.image, self.audio, self.video) if media is not None), None)
 
+    @property
+    def has_file(self) -> bool:
+        """Whether there is something to `save`."""
+        return self.media is not None or (bool(self.boxes) and self.picture is not None)
+
+    def draw(self) -> Image.Image:
+        """The picture that was asked about with the boxes on it; a small one is enlarged.
+
+        Raises AnyGPTError where the answer has no boxes, or the picture was given as codes.
+        """
+        if not self.boxes or self.picture is None:
+            raise AnyGPTError("there is nothing to draw: " + ("no picture" if self.boxes else "no boxes in the answer"))
+        picture = self.picture if isinstance(self.picture, Image.Image) else load_image(self.picture)
+        return draw_boxes(picture, self.boxes)
+
     def save(self, folder: Path | str, *, stem: str | None = None) -> Path:
-        """Write the picture (JPEG) or sound (16-bit WAV), named from the prompt's text and the time.
+        """Write the picture (JPEG) or sound (16-bit WAV), or the picture with boxes on it, named from the prompt's text
+        and the time.
 
         With `stem` the file is `<stem>.<extension>`, in place of what has that name. Returns the path. Raises
-        AnyGPTError when the folder can't be written; an answer in text is not saved.
+        AnyGPTError when the folder can't be written; an answer in text alone is not saved.
         """
-        assert self.media is not None, "an answer in text has no file"
+        assert self.has_file, "an answer in text has no file"
+        media = self.draw() if self.media is None else self.media
         if stem is None:
-            return save_media(folder, self.media, name=split_bars(self.prompt)[2])
-        kind = _kind_of(self.media)
-        return kind.save(Path(folder).expanduser() / f"{stem}.{kind.extension}", self.media)
+            return save_media(folder, media, name=self._name())
+        kind = _kind_of(media)
+        return kind.save(Path(folder).expanduser() / f"{stem}.{kind.extension}", media)
+
+    def _name(self) -> str:
+        """What a file of the answer is named from."""
+        words = split_bars(self.prompt)
+        return self.prompt if len(words) < 3 else words[2] if self.media is not None else words[-1]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,6 +152,10 @@ class Task:
     """The rules of the answer, None for those of single questions."""
     text: str | None = None
     """What a picture or sound is to be made from: candidates are chosen by it (`Policy.best_of`)."""
+    boxes: BoxForm | None = None
+    """How boxes stand in the answer, where the instruction's tag asks for them."""
+    picture: str | Path | Image.Image | None = None
+    """What the boxes are on, unless that was given as codes."""
 
     def candidates(self) -> "list[Task]":
         """The task with other seeds, as often as the policy says; the task itself first."""
@@ -245,9 +277,10 @@ class AnyGPT:
         r"""Answer a one-line prompt such as `text|image|a red apple` or `speech|text|hello.wav`; `\|` is a bar.
 
         `settings` are fields of the answer's `Policy` (`temperature=0.5`) or of its form (`voice="me.wav"`, also an
-        `Audio`). The same seed gives the same answer on the same machine. With `n`, so many answers at once, of the
-        seeds from `seed` on, for one reading of the prompt; they don't call `progress`. Raises AnyGPTError for an
-        unknown form, unfit media, an unknown setting, or a prompt that doesn't fit the model's context.
+        `Audio`; `instruction="[refer] a dog"`). The same seed gives the same answer on the same machine. With `n`, so
+        many answers at once, of the seeds from `seed` on, for one reading of the prompt; they don't call `progress`.
+        Raises AnyGPTError for an unknown form, unfit media, an unknown setting, or a prompt that doesn't fit the
+        model's context.
         """
         if n is None:
             form = parse_form(prompt, self.specs.values())
@@ -432,7 +465,7 @@ class AnyGPT:
         """What `generate` and `Answer` want to know of a task besides its prompt."""
         return {
             "grammar": task.grammar or self._grammar,
-            "request": Request.only(task.target),
+            "request": replace(Request.only(task.target), boxes=task.boxes),
             "policies": task.policies,
             "generator": _generator(task.seed, self.decoder.device),
             "unconditional_ids": task.unconditional_ids,
@@ -447,6 +480,8 @@ class AnyGPT:
         items = self.vocabulary.decode_ids(ids)
         if task.target == TEXT:
             answer["text"] = "".join(item.text for item in items if isinstance(item, Text)).strip()
+            if task.boxes is not None:
+                answer |= {"boxes": find_boxes(answer["text"]), "picture": task.picture}
         else:
             span = items[0]
             assert isinstance(span, Span), span
@@ -490,24 +525,30 @@ class AnyGPT:
         name = source if target == TEXT else target
         assert TEXT in (source, target) and name in self.specs, (source, target)
         policy, fields = self._split_settings(target, dict(settings))
+        given = _instruction(fields.pop(INSTRUCTION, None))
         fields = {key: self.load(target, value, is_prompt=True) for key, value in fields.items()}
         segment = _plain(content) if source == TEXT else Media(source, self.encode(source, content))
         is_guided = target != TEXT and policy.guidance_scale != 1.0
         return Task(
             prompt=_describe(source, target, content),
             target=target,
-            ids=self._prompt_ids(name, target, [segment]),
+            ids=self._prompt_ids(name, target, [segment], given),
             unconditional_ids=self._prompt_ids(name, target, []) if is_guided else None,
             policies={**self.policies, target: policy},
             decoder_settings=policy.decoder_settings | fields,
             seed=seed,
             text=segment.text if isinstance(segment, Text) else None,
+            boxes=box_form(given or "") if self.specs[name].media == "image" else None,
+            picture=content if isinstance(content, str | Path | Image.Image) and target == TEXT else None,
         )
 
-    def _prompt_ids(self, name: str, target: str, segments: Sequence[Segment]) -> list[int]:
-        """A prompt up to where the answer begins, which is with the start tag that the grammar forces."""
+    def _prompt_ids(
+        self, name: str, target: str, segments: Sequence[Segment], instruction: str | None = None
+    ) -> list[int]:
+        """A prompt up to where the answer begins, which is with the start tag that the grammar forces. Without an
+        instruction it has that of its form."""
         direction: Direction = "x2text" if target == TEXT else "text2x"
-        instruction = self.task_prompts.canonical(name, direction)
+        instruction = instruction or self.task_prompts.canonical(name, direction)
         forced = Request.only(target).forced
         ids = render_base(direction, instruction, segments, self.vocabulary, answer_modality=forced)
         return ids if forced is None else ids[:-1]
@@ -518,7 +559,7 @@ class AnyGPT:
 
     def _split_settings(self, target: str, settings: dict[str, Any]) -> tuple[Policy, dict[str, Any]]:
         """The answer's policy with its overrides, and what is meant for the form's fields."""
-        names = self.specs[target].instruction_fields if target != TEXT else ()
+        names = self.specs[target].instruction_fields if target != TEXT else (INSTRUCTION,)
         fields = {name: settings.pop(name) for name in names if settings.get(name) is not None}
         known = [*Policy.__dataclass_fields__, *names]
         for name in settings:
@@ -607,6 +648,12 @@ def _plain(content: Any) -> Text:
     if not content.strip():
         raise AnyGPTError("the text is empty")
     return Text(content.strip())
+
+
+def _instruction(given: Any) -> str | None:
+    if given is not None and (not isinstance(given, str) or not given.strip()):
+        raise AnyGPTError(f"'{INSTRUCTION}' is {given!r}, expected a text")
+    return None if given is None else given.strip()
 
 
 def task_or_error(make: Callable[[], Task], prompt: str, seed: int) -> "Task | Result":

@@ -1,6 +1,7 @@
 """The one-line prompts of the base command: `text|image|a red apple`, `speech|text|hello.wav`.
 
-The forms follow from the modality table: each modality has one that makes it from text and one that reads it.
+The forms follow from the modality table: each modality has one that makes it from text and one that reads it, which may
+say what is wanted: `image|text|photo.jpg|[refer] the red apple`.
 """
 
 import re
@@ -11,6 +12,8 @@ from anygpt.errors import AnyGPTError, nearest
 from anygpt.modality import MODALITIES, ModalitySpec
 
 TEXT = "text"
+INSTRUCTION = "instruction"
+"""The field behind a file that says what is wanted of it, in place of the form's own words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ class Form:
     content: str
     """The text itself, or the path of a file."""
     fields: dict[str, str] = field(default_factory=dict)
-    """What followed the content, by the target's `instruction_fields`."""
+    """What followed the content: the target's `instruction_fields`, or behind a file an instruction."""
 
     @property
     def modality(self) -> str:
@@ -40,6 +43,7 @@ def describe_forms(specs: Iterable[ModalitySpec]) -> list[str]:
         if spec.instruction_fields:
             lines.append(lines[-1] + "".join(f"|<{name} file>" for name in spec.instruction_fields))
         lines.append(f"{spec.name}|text|<{spec.name} file>")
+        lines.append(f"{lines[-1]}|<{INSTRUCTION}>")
     return lines
 
 
@@ -59,7 +63,7 @@ def parse_form(prompt: str, specs: Iterable[ModalitySpec]) -> Form:
         hint = f", this model has no {lacking[0]}" if lacking else nearest(pair, pairs)
         raise AnyGPTError(f"unknown form '{quoted(pair)[1:-1]}|...'{hint}; known: {', '.join(pairs)}")
     source, target = pair.split("|")
-    names = rows[target].instruction_fields if source == TEXT else ()
+    names = rows[target].instruction_fields if source == TEXT else (INSTRUCTION,)
     content, extra = parts[2], parts[3:]
     if len(extra) > len(names):
         raise AnyGPTError(
@@ -67,7 +71,8 @@ def parse_form(prompt: str, specs: Iterable[ModalitySpec]) -> Form:
             rf"write a bar inside a text as \|"
         )
     what = "text" if source == TEXT else f"path of the {source} file"
-    for name, value in zip([what, *(f"{name} file" for name in names)], [content, *extra], strict=False):
+    called = [name if name == INSTRUCTION else f"{name} file" for name in names]
+    for name, value in zip([what, *called], [content, *extra], strict=False):
         if not value:
             raise AnyGPTError(f"{pair}: the {name} is empty")
     return Form(source=source, target=target, content=content, fields=dict(zip(names, extra, strict=False)))

@@ -12,10 +12,11 @@ from torch import Tensor
 from anygpt.batches import prepare_and_run
 from anygpt.engine import Task, task_or_error
 from anygpt.errors import AnyGPTError
-from anygpt.forms import TEXT, parse_form, quoted
+from anygpt.forms import INSTRUCTION, TEXT, parse_form, quoted
 from anygpt.generation.scoring import log_likelihoods
 from anygpt.prompts.render import Rendered, render, render_reading
 from anygpt.prompts.segments import Media, Turn
+from anygpt.prompts.tags import box_form
 from anygpt.prompts.templates import load_templates
 from anygpt.vocabulary import Text
 
@@ -92,6 +93,8 @@ def answer(
             decoder_settings={},
             seed=seed,
             grammar=model.chat_grammar,
+            boxes=box_form(question),
+            picture=None if isinstance(image, Tensor) else image,
         )
 
     return _run(model, ((asked[1], asked) for asked in questions), make, batch_size=batch_size, seed=seed)
@@ -128,7 +131,7 @@ def _answered_prompt(model: "AnyGPT", prompt: str) -> Callable[[str], Rendered]:
     if form.target != TEXT:
         raise AnyGPTError(f"{form.source}|{form.target}: candidates are texts; expected a prompt such as image|text|…")
     media = Media(form.source, model.encode(form.source, form.content))
-    instruction = model.task_prompts.canonical(form.source, "x2text")
+    instruction = form.fields.get(INSTRUCTION) or model.task_prompts.canonical(form.source, "x2text")
     return lambda text: render_reading(instruction, text, media, model.vocabulary)
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from anygpt.boxes import Box, draw_boxes, find_boxes
 from anygpt.candidates import span_choice
 from anygpt.data.instructions import MESSAGE_CONTROLS
 from anygpt.errors import AnyGPTError, nearest
@@ -25,9 +26,10 @@ from anygpt.generation.grammar import Request
 from anygpt.generation.loop import Answer, decode, make
 from anygpt.generation.policies import CONVERSATION, Policy, check_limits
 from anygpt.generation.reading import AnswerReader, SpanStart, TextPiece
-from anygpt.media import Audio
+from anygpt.media import Audio, load_image
 from anygpt.prompts.render import parse_answer, render
 from anygpt.prompts.segments import Media, Segment, Turn
+from anygpt.prompts.tags import box_form
 from anygpt.prompts.templates import get_template, join_texts, load_templates, user_turn
 from anygpt.video import Video
 from anygpt.vocabulary import Control, Span
@@ -118,6 +120,25 @@ class Session:
         """The conversation so far, user and assistant in turn; what was dropped is not in it."""
         return [turn for exchange in self._exchanges for turn in (exchange.question, exchange.answer)]
 
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """What the last answer points at, where the tag of its instruction asked for that."""
+        if not self._exchanges or box_form(self._exchanges[-1].question.text) is None:
+            return ()
+        return find_boxes(self._exchanges[-1].answer.text)
+
+    def draw(self) -> Image.Image | None:
+        """The last picture before the last answer with `boxes` on it, enlarged where it is small; None where there is
+        no box or no picture. Raises MediaError where its file can't be read any more."""
+        shown = [item for turn in self.turns[:-1] for item in turn.media]
+        pictures = [item for item in shown if self._model.specs[item.modality].media == "image"]
+        if not self.boxes or not pictures:
+            return None
+        last = pictures[-1]
+        if last.path is not None and last.path.expanduser().is_file():
+            return draw_boxes(load_image(last.path), self.boxes)
+        return draw_boxes(self._model.decode(last.modality, last.codes_KT), self.boxes)
+
     def send(
         self,
         text: str = "",
@@ -131,10 +152,11 @@ class Session:
         """Say something, and go through the events of the answer; `Done` comes last.
 
         `media` go before the text; a spoken instruction is `("speech", path)` among them. `answer` names what the
-        answer must contain: a modality, or "text" for text only; None leaves it to the model. `voice` is a sample of
-        the voice for speech. `policies`, by modality or "text", take the place of the model's own; `settings` are
-        fields of the answer's `Policy` (that of text for None). Conversations have no guidance, whatever the policy
-        files say: `guidance_scale` has to be 1 in both.
+        answer must contain: a modality, or "text" for text only; None leaves it to the model, unless a tag asks for
+        boxes (`anygpt.prompts.tags`), which are text. `voice` is a sample of the voice for speech. `policies`, by
+        modality or "text", take the place of the model's own; `settings` are fields of the answer's `Policy` (that of
+        text for None). Conversations have no guidance, whatever the policy files say: `guidance_scale` has to be 1 in
+        both.
 
         Where the iteration stops before `Done`, by an error or because it isn't carried on, the conversation is as
         it was. Raises AnyGPTError for an empty message, unfit media, unknown settings, a message that exceeds the
@@ -151,7 +173,8 @@ class Session:
         turn = self.message(text, media)
         spoken = load_templates().message.requests
         hears = any(item.modality in spoken for item in turn.media)
-        return self._answer(turn, Request.chat(answer, specs, hears=hears), chosen, sample)
+        request = Request.chat(answer, specs, hears=hears, boxes=box_form(text))
+        return self._answer(turn, request, chosen, sample)
 
     def prompt_ids(
         self, turn: Turn | None = None, *, answer_prefix: str = "", answer_modality: str | None = None
@@ -250,7 +273,7 @@ class Session:
     def _alone(self, answers: Sequence[Answer]) -> Iterator[tuple[Answer, int]]:
         decoder = self._model.decoder
         if len(answers) > 1:
-            return decode(decoder, answers, batch_size=len(answers))
+            return decode(decoder, answers, batch_size=len(answers), known=self._cache)
         if self._cache is None:
             self._cache = decoder.new_cache(slots=FIRST_SLOTS)
         return ((answers[0], index) for index in make(decoder, answers[0], self._cache))

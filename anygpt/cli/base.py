@@ -10,6 +10,7 @@ from anygpt.cli.console import (
     QUIT,
     LineReader,
     Progress,
+    box_rows,
     interact,
     print_json,
     print_mistake,
@@ -40,7 +41,8 @@ def base(
     """Answer prompts such as "text|image|a red apple" with a base model.
 
     Without --prompt, prompts are read line by line from standard input, where `help` shows their forms and `quit` ends.
-    Pictures and sounds are saved, and their paths printed. The exit code is 2 when a prompt could not be answered.
+    Pictures and sounds are saved, and their paths printed, as are pictures with boxes on them where a prompt such as
+    "image|text|photo.jpg|[refer] the red apple" asks for these. The exit code is 2 when a prompt could not be answered.
 
     With --input, a file of many prompts is answered: one JSON object a line, {"prompt": "text|image|a red apple"},
     if wanted with "id", "seed" and "n". The answers are JSON lines in the same order, one for each with "text" or
@@ -159,7 +161,7 @@ class _Console:
         progress = Progress()
         try:
             results = self._results(prompt, progress)
-            paths = [result.save(self._output_dir) if result.media is not None else None for result in results]
+            paths = [result.save(self._output_dir) if result.has_file else None for result in results]
         except AnyGPTError as error:
             progress.clear()
             print_mistake(prompt, str(error), as_json=self._as_json)
@@ -172,8 +174,11 @@ class _Console:
         for result, path in zip(results, paths, strict=True):
             if self._as_json:
                 print_json(answer_row(result, path))
-            else:
-                print(printable(result.text or "") if path is None else path, flush=True)
+                continue
+            if result.media is None:
+                print(printable(result.text or ""), flush=True)
+            if path is not None:
+                print(path, flush=True)
 
     def _results(self, prompt: str, progress: Progress) -> "list[Result]":
         if self._n == 1:
@@ -182,11 +187,14 @@ class _Console:
 
 
 def answer_row(result: "Result", path: Path | None) -> dict[str, Any]:
-    """An answer as JSON; `path` is where its picture or sound is. One that couldn't be given has an `error`."""
+    """An answer as JSON; `path` is where its picture or sound is, or the picture with its boxes. One that couldn't be
+    given has an `error`."""
     row: dict[str, Any] = {"prompt": result.prompt, "modality": result.modality}
     if result.error is not None:
         return row | {"seed": result.seed, "error": " ".join(str(result.error).split())}
-    row |= {"text": result.text} if path is None else {"path": str(path)}
+    row |= {"text": result.text} if result.media is None else {}
+    row |= {"boxes": box_rows(result.boxes)} if result.boxes else {}
+    row |= {"path": str(path)} if path is not None else {}
     if result.codes_KT is not None:
         row["frames"] = result.codes_KT.shape[1]
     if result.audio is not None:

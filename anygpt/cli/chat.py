@@ -12,6 +12,7 @@ from anygpt.cli.console import (
     QUIT,
     LineReader,
     Progress,
+    box_rows,
     interact,
     print_json,
     print_mistake,
@@ -24,6 +25,7 @@ from anygpt.media import ensure_writable
 from anygpt.paths import resource
 
 if TYPE_CHECKING:
+    from anygpt.boxes import Box
     from anygpt.engine import AnyGPT
     from anygpt.prompts.segments import Turn
     from anygpt.session import Event, MediaMade, Session
@@ -166,6 +168,8 @@ class _Console:
 
     def _answer(self, line: str, message: Message) -> list["Turn"]:
         """Ask the model, print the answer as it comes, and return question and answer."""
+        from anygpt.engine import save_media
+
         began = time.perf_counter()
         attachments = find_attachments(message)
         answer = _Answer(as_json=self._as_json)
@@ -176,6 +180,8 @@ class _Console:
         try:
             for event in events:
                 self._show(event, answer, name)
+            if (drawn := self._session.draw()) is not None:
+                answer.add_boxes(self._session.boxes, save_media(self._output_dir, drawn, name=name))
         finally:
             events.close()  # at an error or Ctrl-C: takes the message back
             answer.end()
@@ -273,6 +279,13 @@ class _Answer:
         if hasattr(made.media, "duration_s"):
             part["duration_s"] = round(made.media.duration_s, 3)
         self._parts.append(part)
+        if not self._as_json:
+            print(path, flush=True)
+
+    def add_boxes(self, boxes: "Sequence[Box]", path: Path) -> None:
+        """What the answer points at, and where the picture with it is."""
+        self.end()
+        self._parts.append({"boxes": box_rows(boxes), "path": str(path)})
         if not self._as_json:
             print(path, flush=True)
 

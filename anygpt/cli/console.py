@@ -5,13 +5,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completer
     from prompt_toolkit.history import History
+
+    from anygpt.boxes import Box
 
 PROMPT = "anygpt> "
 QUIT = ("quit", "exit")
@@ -70,6 +72,11 @@ def printable(text: str) -> str:
 def print_json(row: dict[str, object]) -> None:
     """One JSON object on one line of standard output."""
     print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+def box_rows(boxes: "Sequence[Box]") -> list[dict[str, object]]:
+    """Boxes as JSON, in percents, with their phrases where they have any."""
+    return [{"box": box.values} | ({"phrase": box.phrase} if box.phrase else {}) for box in boxes]
 
 
 def print_mistake(prompt: str, message: str, *, as_json: bool) -> None:

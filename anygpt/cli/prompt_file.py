@@ -195,7 +195,7 @@ def _answer(
         return model.run_batch(((item.prompt, item.seed) for item in missing), batch_size=batch_size)
 
     def step(item: Wanted, result: Result) -> tuple[Rows, Rows]:
-        path = result.save(media_dir, stem=item.stem) if result.media is not None else None
+        path = result.save(media_dir, stem=item.stem) if result.has_file else None
         return [{"id": item.id, **answer_row(result, path)}], []
 
     write_steps(files, job, wanted, results, step, unit="answer")

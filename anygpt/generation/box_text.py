@@ -5,7 +5,7 @@ characters may. Its state is the text of the box that is open, so that the secon
 """
 
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 
 from anygpt.boxes import DELIMITER, SCALE
 from anygpt.prompts.tags import BoxForm
@@ -142,11 +142,9 @@ def _box_rest(text: str) -> int | None:
         if behind and (behind != _CLOSED or place != 3):
             return None
         least = values[place - 2] if place > 1 else 0
-        # A whole number is one of the numbers that begin so; the smallest leaves the most for what follows.
-        fitting = [value for value in range(least, SCALE + 1) if _begins(value, digits, whole=bool(mark))]
-        if not fitting or not (mark or is_last):
+        value = _shortest(digits, least, whole=bool(mark))
+        if value is None or not (mark or is_last):
             return None
-        value = min(fitting, key=lambda value: (len(str(value)), value))
         rest += len(str(value)) - len(digits) + (not mark)
         values.append(value)
         if behind:
@@ -158,5 +156,12 @@ def _box_rest(text: str) -> int | None:
     return rest + 1
 
 
-def _begins(value: int, digits: str, *, whole: bool) -> bool:
-    return str(value) == digits if whole else str(value).startswith(digits)
+@cache  # there are some ten thousand
+def _shortest(digits: str, least: int, *, whole: bool) -> int | None:
+    """Of the numbers from `least` that begin so (or are this) the shortest, and of these the smallest, which leaves the
+    most for what follows; None where there is none."""
+    if whole:
+        is_number = digits.isdecimal() and str(int(digits)) == digits and least <= int(digits) <= SCALE
+        return int(digits) if is_number else None
+    fitting = [value for value in range(least, SCALE + 1) if str(value).startswith(digits)]
+    return min(fitting, key=lambda value: (len(str(value)), value), default=None)

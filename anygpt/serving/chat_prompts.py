@@ -22,6 +22,7 @@ from anygpt.generation.loop import Answer
 from anygpt.media import Audio
 from anygpt.prompts.render import render
 from anygpt.prompts.segments import Media, Segment, Turn
+from anygpt.prompts.tags import BoxForm, box_form
 from anygpt.prompts.templates import load_templates, strip_segments, user_turn
 from anygpt.serving import schemas
 from anygpt.serving.answers import Answers, Work
@@ -95,7 +96,7 @@ class ChatPrompts:
     ) -> list[Work]:
         spoken = load_templates().message.requests
         hears = any(item.modality in spoken for item in turns[-1].media)
-        wanted = self._wanted(request.modalities, hears=hears)
+        wanted = self._wanted(request.modalities, hears=hears, boxes=box_form(turns[-1].text))
         grammar = self._model.chat_grammar
         policies = dict(self._model.chat_policies)
         policies[TEXT] = policies[TEXT].override(_text_settings(request))
@@ -141,11 +142,11 @@ class ChatPrompts:
         if media > context // IDS_PER_MEDIUM or sum(map(len, texts)) > context * CHARACTERS_PER_ID:
             raise AnyGPTError(f"messages: far longer than the model's context of {context} ids; shorten them")
 
-    def _wanted(self, modalities: Sequence[str] | None, *, hears: bool) -> Request:
+    def _wanted(self, modalities: Sequence[str] | None, *, hears: bool, boxes: BoxForm | None) -> Request:
         """What the answer may hold, and has to."""
         known = list(self._model.specs)
         if modalities is None:
-            return Request.chat(None, known, hears=hears)
+            return Request.chat(None, known, hears=hears, boxes=boxes)
         names = []
         for given in modalities:
             name = OPENAI_NAMES.get(given, given)
@@ -156,7 +157,7 @@ class ChatPrompts:
             if name != TEXT and name not in names:
                 names.append(name)
         if not names:
-            return Request.chat(TEXT, known, hears=hears)
+            return Request.chat(TEXT, known, hears=hears, boxes=boxes)
         only = names[0] if len(names) == 1 else None
         return replace(Request.chat(only, known, hears=hears), allowed=frozenset(names))
 

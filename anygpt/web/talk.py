@@ -19,7 +19,7 @@ from PIL import Image
 from anygpt.conversation import save_conversation
 from anygpt.engine import save_media
 from anygpt.errors import AnyGPTError
-from anygpt.forms import TEXT
+from anygpt.forms import INSTRUCTION, TEXT
 from anygpt.generation.loop import Answer
 from anygpt.generation.policies import Policy
 from anygpt.generation.reading import AnswerReader, TextPiece
@@ -267,11 +267,13 @@ class Talk:
                         yield Part("note", f"The model's context is full: it has forgotten the oldest {what}.")
         finally:
             events.close()
+        if (drawn := self._session.draw()) is not None:
+            yield self._with_boxes(drawn)
         asked, answered = self._session.turns[-2:]
         yield asked, answered
 
     def _single(self, question: Question) -> "Generator[Event, None, None]":
-        asked = self._asked(question)
+        asked, instruction = self._asked(question)
         target = question.answer or TEXT
         content = asked.codes_KT if isinstance(asked, Media) else asked.text
         source = asked.modality if isinstance(asked, Media) else TEXT
@@ -286,6 +288,8 @@ class Talk:
         voice = self._voice(question)
         if voice is not None and target != TEXT and "voice" in self._model.specs[target].instruction_fields:
             settings = {**settings, "voice": voice}
+        if instruction:
+            settings = {**settings, INSTRUCTION: instruction}
         began = time.perf_counter()
         task = self._model.prepare(source, target, content, question.seed, settings)
         reader = AnswerReader(self._model.vocabulary)
@@ -301,15 +305,24 @@ class Talk:
             assert result.codes_KT is not None
             answer = Media(target, result.codes_KT, self._save(target, result.media))
             yield Part("file", modality=target, path=answer.path)
-        yield Turn("user", [asked]), Turn("assistant", [answer])
+        if result.boxes:
+            assert isinstance(asked, Media) and asked.path is not None
+            yield self._with_boxes(replace(result, picture=asked.path).draw())
+        words = [Text(f" {instruction}")] if instruction else []
+        yield Turn("user", [asked, *words]), Turn("assistant", [answer])
 
-    def _asked(self, question: Question) -> Text | Media:
-        """The one thing that a single question consists of."""
-        if question.files and question.text.strip() or len(question.files) > 1:
-            raise AnyGPTError("a single question is either a text or one file; leave the rest out")
-        if not question.files and not question.text.strip():
+    def _asked(self, question: Question) -> tuple[Text | Media, str]:
+        """What a single question is about, and what is wanted of a file, if that is said."""
+        text = question.text.strip()
+        if len(question.files) > 1:
+            raise AnyGPTError("a single question is a text, or one file with a text or without; leave the rest out")
+        if not question.files and not text:
             raise AnyGPTError("the question is empty; type a text or attach a file")
-        return self._read(*question.files[0]) if question.files else Text(question.text.strip())
+        return (self._read(*question.files[0]), text) if question.files else (Text(text), "")
+
+    def _with_boxes(self, drawn: Image.Image) -> Part:
+        """A picture that the answer points into."""
+        return Part("file", modality="boxes", path=self._save("boxes", drawn))
 
     def _ids(self, answers: Sequence[Answer]) -> Iterator[tuple[Answer, int]]:
         """The ids of answers from the batch, with word of how far the first one's picture or sound is."""

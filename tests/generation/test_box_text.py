@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from anygpt.boxes import DELIMITER, Box, find_boxes, format_boxes
 from anygpt.errors import AnyGPTError
-from anygpt.generation.box_text import SHORTEST_BOX
+from anygpt.generation.box_text import SHORTEST_BOX, BoxPieces, BoxText
 from anygpt.generation.grammar import Automaton, Grammar, Request
 from anygpt.generation.policies import Policy
 from anygpt.prompts.tags import BoxForm
@@ -101,8 +101,6 @@ def test_one_character_after_another(grammar: Grammar, vocabulary: Vocabulary, b
 
 def test_pieces_of_several_characters(tmp_path_factory: pytest.TempPathFactory) -> None:
     """As LLaMA's vocabulary has them, where `><` and `>}` are one piece each."""
-    from anygpt.generation.box_text import BoxPieces, BoxText
-
     rng = random.Random(1)
     texts = ["{" + "".join(f"<{rng.randrange(101)}>" for _ in range(4)) + "}" + DELIMITER for _ in range(300)]
     path = tmp_path_factory.mktemp("pieces") / "tokenizer.model"
@@ -111,7 +109,7 @@ def test_pieces_of_several_characters(tmp_path_factory: pytest.TempPathFactory) 
     assert {"><", ">}"} & joined
     ids = [index for index in range(tokenizer.size) if index not in tokenizer.special_ids]
     pieces = BoxPieces(tokenizer, ids)
-    for seed in range(100):
+    for seed in range(30):
         rng, state, room = random.Random(seed), BoxText(pieces, "alone"), 40
         drawn: list[int] = []
         while state.due or (room and rng.random() < 0.9):

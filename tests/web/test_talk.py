@@ -11,6 +11,7 @@ import pytest
 from fixtures_web import drawing
 
 from anygpt import AnyGPT
+from anygpt.boxes import find_boxes
 from anygpt.conversation import load_conversation
 from anygpt.errors import AnyGPTError
 from anygpt.media import load_audio, load_image
@@ -215,7 +216,7 @@ def test_single_questions_that_are_none(new_talk: NewTalk, picture: Path) -> Non
     mistakes = {
         "has to be text": Question(text="hello", answer="text"),
         "attach a file, or choose": Question(files=[("image", picture)], answer="music"),
-        "either a text or one file": Question(text="hello", files=[("image", picture)], answer="text"),
+        "or one file with a text": Question(files=[("image", picture)] * 2, answer="text"),
         "is empty": Question(answer="image"),
     }
     for message, question in mistakes.items():
@@ -228,3 +229,24 @@ def test_examples_fit_the_model() -> None:
     assert usable(CHAT, {"image", "speech", "music"}) == list(CHAT)
     assert usable(SINGLE, {"image", "speech", "music"}) == list(SINGLE)
     assert {example.answer for example in usable(SINGLE, {"image"})} == {"image", "text"}
+
+
+POINTING = {"max_new_tokens": 40, "do_sample": True, "temperature": 1.0}
+
+
+def test_boxes_are_drawn_on_the_picture_that_was_asked_about(
+    new_talk: NewTalk, web_model: AnyGPT, picture: Path
+) -> None:
+    size = load_image(picture).size
+    for is_chat, own in ((True, web_model.chat_policies), (False, web_model.policies)):
+        policies = {"text": own["text"].override(POINTING)}
+        asked = {"files": [("image", picture)], "answer": "text", "policies": policies}
+        talk = new_talk(is_chat=is_chat)
+        exchange = ask(talk, "[refer] a red apple", **asked)
+        ((name, path),) = files(exchange)
+        assert name == "boxes" and find_boxes(text(exchange))
+        drawn = load_image(path).size
+        assert min(drawn) >= 384 and drawn[0] / size[0] == drawn[1] / size[1]
+        assert exchange.turns is not None and exchange.turns[0].text == "[refer] a red apple"
+        assert files(ask(talk, "[vqa] what is it?", **asked)) == []
+        assert talk.archive() is not None
