@@ -16,6 +16,7 @@ from anygpt import AnyGPT, candidates
 from anygpt.candidates import best_fit, candidate_seed
 from anygpt.engine import Result
 from anygpt.errors import ConfigError
+from anygpt.generation.llama import LlamaDecoder
 from anygpt.generation.reading import TextPiece
 from anygpt.prompts.render import render_base
 from anygpt.prompts.segments import Media
@@ -122,6 +123,25 @@ def test_in_a_conversation_the_words_before_it_choose(model: AnyGPT, monkeypatch
     assert str(list(again.send("draw", **settings))[-1]) == str(events[-1])
     list(session.send("and now?", answer="text"))
     assert len(read) == 2
+
+
+def test_candidates_of_a_conversation_begin_with_its_cache(model: AnyGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long conversation is not read again for them: what a pass reads are ids of this exchange."""
+    monkeypatch.setattr(candidates, "_words_before_span", lambda *_: "it")
+    session = model.session(seed=SEED)
+    list(session.send("a red apple " * 12, answer="text"))
+    known = len(session.prompt_ids())
+    read: list[int] = []
+    layers = LlamaDecoder._layers
+
+    def counted(self: LlamaDecoder, ids: Sequence[int], *rest: Any) -> Any:
+        read.append(len(ids))
+        return layers(self, ids, *rest)
+
+    monkeypatch.setattr(LlamaDecoder, "_layers", counted)
+    monkeypatch.setattr(candidates, "best_fit", lambda *_: 0)
+    list(session.send("draw", answer="image", best_of=2))
+    assert max(read) < known // 2 and sum(read) >= 2 * 32
 
 
 def test_what_no_words_stand_before_is_not_chosen(model: AnyGPT, monkeypatch: pytest.MonkeyPatch) -> None:
