@@ -15,8 +15,9 @@ from anygpt.modality import MODALITIES, ModalitySpec
 TASK = "interleaved"
 FIELDS = (
     "text instruction", "modality", "image path", "voice prompt", "speech instruction", "music path", "sound path",
+    "video path",
 )  # fmt: skip
-"""What may follow the task, in order; the released code reads the third and fourth exchanged, and lacks the last."""
+"""What may follow the task, in order; the released code exchanges the third and fourth, and lacks the last two."""
 COMMANDS = {
     "clear": "forget the conversation",
     "undo": "forget the last exchange",
@@ -61,6 +62,7 @@ class Message:
     speech: tuple[str, ...] = ()
     music: tuple[str, ...] = ()
     audio: tuple[str, ...] = ()
+    video: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +102,12 @@ def parse_line(line: str, specs: Iterable[ModalitySpec] = MODALITIES.values()) -
     if len(parts) > 1 + len(FIELDS):
         raise AnyGPTError(rf"{TASK} takes {len(FIELDS)} fields, got {len(parts) - 1}: write a bar inside a text as \|")
     text, modality, *files = [*parts[1:], *[""] * (1 + len(FIELDS) - len(parts))]
-    third, fourth, speech, music, audio = (_files(name, field) for name, field in zip(FIELDS[2:], files, strict=True))
+    third, fourth, *others = (_files(name, field) for name, field in zip(FIELDS[2:], files, strict=True))
+    speech, music, audio, video = others
     answer, both = _answer(modality, specs), (third, fourth)
-    message = Message(text=text, answer=answer, images_or_voice=both, speech=speech, music=music, audio=audio)
+    message = Message(
+        text=text, answer=answer, images_or_voice=both, speech=speech, music=music, audio=audio, video=video
+    )
     if text and speech:
         raise AnyGPTError("two instructions, one in text and one in speech: leave one of them out")
     if not text and not speech:
@@ -117,13 +122,14 @@ def find_attachments(message: Message) -> Attachments:
     more than one voice.
     """
     images, voices = _images_and_voices(message.images_or_voice)
-    for name, files in zip(FIELDS[4:], (message.speech, message.music, message.audio), strict=True):
+    for name, files in zip(FIELDS[4:], (message.speech, message.music, message.audio), strict=False):
         for file in files:
             if kind_of_file(file) != "audio":
                 raise AnyGPTError(f"{file}: is a picture, expected a sound for the {name}")
     if len(voices) > 1:
         raise AnyGPTError(f"{len(voices)} voice prompts ({', '.join(map(quoted, voices))}), expected one")
-    fields = {"image": images, "music": message.music, "audio": message.audio, "speech": message.speech}
+    sounds = {"music": message.music, "audio": message.audio, "speech": message.speech}
+    fields = {"image": images, "video": message.video, **sounds}
     media = [(name, file) for name, files in fields.items() for file in files]
     return Attachments(media=tuple(media), voice=voices[0] if voices else None)
 

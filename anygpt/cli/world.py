@@ -15,17 +15,17 @@ def world(
     seed: int = 0,
     batch_size: int = 64,
 ) -> None:
-    """Make COUNT tokenized pairs of the synthetic world's MODALITY (image, speech, music, audio, or `text`).
+    """Make COUNT tokenized pairs of the synthetic world's MODALITY (image, speech, music, audio, video or `text`).
 
     Writes <modality>_captions.jsonl and <modality>_prompts.jsonl, in the published pre-training format; with --raw
-    pictures or sounds under media/ and manifest.jsonl, which `anygpt tokenize` takes. `text` instead learns the small
-    model's text tokenizer from the world's texts: COUNT pieces, into tokenizer.model.
+    pictures, sounds or videos under media/ and manifest.jsonl, which `anygpt tokenize` takes. `text` instead learns the
+    small model's text tokenizer from the world's texts: COUNT pieces, into tokenizer.model.
 
     Args:
         modality: What to make.
         out: Output folder.
         count: Number of pairs (of pieces, for text).
-        raw: Write the pictures or sounds themselves.
+        raw: Write the pictures, sounds or videos themselves.
         tokenizer: Tokenizer folder or name under tokenizers/; without it the shipped one of the modality.
         split: train or heldout.
         seed: The same seed gives the same pairs.

@@ -6,7 +6,7 @@ that a caption can be judged attribute by attribute.
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -109,8 +109,12 @@ def background_pixels(name: str, size: int) -> np.ndarray:
     return np.broadcast_to(top + (bottom - top) * ramp, (size, size, 3)).copy()
 
 
-def _layout(scene: Scene) -> list[tuple[str, int, float, float]]:
-    """(object, side in pixels at 96 px, centre x, centre y) of each object."""
+Placed = tuple[str, float, float, float]
+"""(object, side in pixels at 96 px, centre x, centre y as fractions of the picture)."""
+
+
+def layout(scene: Scene) -> list[Placed]:
+    """Where each object is."""
     if scene.relation is None:
         size = scene.sizes[0]
         x, y = PLACES[scene.place]
@@ -122,9 +126,14 @@ def _layout(scene: Scene) -> list[tuple[str, int, float, float]]:
 
 def render(scene: Scene, size: int = IMAGE_SIZE) -> np.ndarray:
     """Draw a scene: uint8 [size, size, 3]."""
-    canvas = background_pixels(scene.background, size).copy()
-    for name, side, x, y in _layout(scene):
-        side = max(1, round(side * size / IMAGE_SIZE))
+    return draw(scene.background, layout(scene), size)
+
+
+def draw(background: str, placed: Sequence[Placed], size: int = IMAGE_SIZE) -> np.ndarray:
+    """Draw objects on a background, whole ones within the picture: uint8 [size, size, 3]."""
+    canvas = background_pixels(background, size).copy()
+    for name, side_px, x, y in placed:
+        side = max(1, round(side_px * size / IMAGE_SIZE))
         colour, alpha = glyph(name, side)
         left, top = round(x * size - side / 2), round(y * size - side / 2)
         region = canvas[top : top + side, left : left + side]

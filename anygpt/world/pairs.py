@@ -15,7 +15,8 @@ from anygpt.code_strings import codes_to_string
 from anygpt.errors import AnyGPTError, nearest
 from anygpt.media import Audio, atomic_write
 from anygpt.tokenizers.base import ModalityTokenizer
-from anygpt.world import effects, images, music, speech
+from anygpt.video import Video
+from anygpt.world import effects, images, music, speech, videos
 from anygpt.world.sentences import typed_variant
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,13 @@ def _audio_pairs(split: str, seed: int, first: int) -> Iterator[WorldPair]:
         yield WorldPair(media=Audio(sample.wave[None], effects.RATE_HZ), caption=sample.caption, prompt=prompt)
 
 
+def _video_pairs(split: str, seed: int, first: int) -> Iterator[WorldPair]:
+    for sample, rng in _drawn("video", videos.VideoWorld(split, seed), split, seed, first):
+        prompt = videos.caption_variant(sample.attributes, rng) if rng.random() < 0.5 else sample.caption
+        video = Video(tuple(map(Image.fromarray, sample.frames)), videos.RATE_HZ)
+        yield WorldPair(media=video, caption=sample.caption, prompt=prompt)
+
+
 def _drawn(modality: str, world: Any, split: str, seed: int, first: int) -> Iterator[tuple[Any, random.Random]]:
     """The samples of a world from number `first` on, each with the generator of its prompt."""
     for index in range(first, 2**62):
@@ -66,6 +74,7 @@ PAIRS: dict[str, Callable[[str, int, int], Iterator[WorldPair]]] = {
     "speech": _speech_pairs,
     "music": _music_pairs,
     "audio": _audio_pairs,
+    "video": _video_pairs,
 }
 """Modality -> function of (split, seed, first index) that yields pairs."""
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from anygpt.errors import AnyGPTError
 from anygpt.media import Audio, atomic_write, save_audio, save_image
+from anygpt.video import Video, save_video
 from anygpt.world.pairs import world_pairs
 
 
 def write_samples(modality: str, out: Path, *, count: int, split: str = "heldout", seed: int = 0) -> Path:
-    """Write `count` files `out/media/000.jpg` (or `.wav`) and `out/manifest.jsonl`, whose path is returned.
+    """Write `count` files `out/media/000.jpg` (or `.wav`, `.mp4`) and `out/manifest.jsonl`, whose path is returned.
 
     Raises AnyGPTError for a modality that the world has not, for a count below 1, and where the folder can't be
     written.
@@ -21,6 +22,8 @@ def write_samples(modality: str, out: Path, *, count: int, split: str = "heldout
     for number, pair in enumerate(itertools.islice(world_pairs(modality, split, seed), count)):
         if isinstance(pair.media, Audio):
             path = save_audio(out / "media" / f"{number:03}.wav", pair.media)
+        elif isinstance(pair.media, Video):
+            path = save_video(out / "media" / f"{number:03}.mp4", pair.media)
         else:
             path = save_image(out / "media" / f"{number:03}.jpg", pair.media)
         rows.append({modality: path.relative_to(out).as_posix(), "text": pair.caption})

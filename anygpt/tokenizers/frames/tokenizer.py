@@ -95,7 +95,7 @@ class FramesTokenizer(ModalityTokenizer):
         return Video(pictures, self.frame_rate_hz, sound)
 
     def code_defining_tensors(self) -> Iterable[tuple[str, Tensor]]:
-        yield "frame_rate_hz", torch.tensor(self.frame_rate_hz)
+        yield "frame_rate_hz", torch.tensor([self.frame_rate_hz])
         for part in self.parts:
             for name, tensor in part.code_defining_tensors():
                 yield f"{part.modality}.{name}", tensor
