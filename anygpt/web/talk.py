@@ -293,13 +293,12 @@ class Talk:
         began = time.perf_counter()
         task = self._model.prepare(source, target, content, question.seed, settings)
         reader = AnswerReader(self._model.vocabulary)
-        ids: list[int] = []
-        answer_made = Answer(task.ids, context=self._model.decoder.shape.context, **self._model.rules(task))
-        for _, index in self._ids([answer_made]):
-            ids.append(index)
-            yield from (event for event in reader.push(index) if isinstance(event, TextPiece))
+        making = self._model.making(task)
+        for made, index in self._ids(making):
+            if made is making[0]:  # the only one where the answer is text
+                yield from (event for event in reader.push(index) if isinstance(event, TextPiece))
         yield from reader.flush()
-        result = self._model.result(task, ids, began)
+        result = self._model.result(task, self._model.chosen(task, making).ids, began)
         answer: Text | Media = Text(result.text or "")
         if result.media is not None:
             assert result.codes_KT is not None

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from fixtures_web import drawing
 
-from anygpt import AnyGPT
+from anygpt import AnyGPT, engine
 from anygpt.boxes import find_boxes
+from anygpt.candidates import candidate_seed
 from anygpt.conversation import load_conversation
 from anygpt.errors import AnyGPTError
 from anygpt.media import load_audio, load_image
@@ -209,6 +210,18 @@ def test_single_questions_in_media(new_talk: NewTalk, picture: Path, sound: Path
     path = picture if source == "image" else sound
     exchange = ask(new_talk(is_chat=False), files=[(source, path)], answer="text")
     assert text(exchange) and files(exchange) == []
+
+
+def test_single_questions_have_candidates(
+    new_talk: NewTalk, web_model: AnyGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "best_fit", lambda *_: 2)
+    policy = web_model.policies["image"].override({"temperature": 1.5, "best_of": 3})
+    exchange = ask(new_talk(is_chat=False), "a red apple", answer="image", seed=5, policies={"image": policy})
+    assert exchange.turns is not None
+    (shown,) = exchange.turns[1].media
+    expected = web_model.run("text|image|a red apple", seed=candidate_seed(5, 2), temperature=1.5, best_of=1)
+    assert expected.codes_KT is not None and shown.codes_KT.tolist() == expected.codes_KT.tolist()
 
 
 def test_single_questions_that_are_none(new_talk: NewTalk, picture: Path) -> None:
