@@ -12,7 +12,7 @@ import torch
 from fixtures_tiny import MODEL, SPECS, build_llama
 from PIL import Image
 
-from anygpt import AnyGPT
+from anygpt import AnyGPT, engine
 from anygpt.engine import Result
 from anygpt.errors import AnyGPTError, CheckpointError, ConfigError, MediaError
 from anygpt.manifest import read_manifest
@@ -368,10 +368,14 @@ def test_bad_prompts_leave_the_others_alone(model: AnyGPT) -> None:
         model.run_batch([], batch_size=0)
 
 
-def test_several_answers_of_one_prompt(model: AnyGPT) -> None:
+def test_several_answers_of_one_prompt(model: AnyGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = model.run("text|image|a red apple", n=3, seed=20)
     for number, answer in enumerate(answers):
         same(answer, model.run("text|image|a red apple", seed=20 + number))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "MOST_TOGETHER", 2)
+        for answer, expected in zip(model.run("text|image|a red apple", n=3, seed=20), answers, strict=True):
+            same(answer, expected)
     with pytest.raises(AnyGPTError, match="unknown form"):
         model.run("nonsense", n=2)
     with pytest.raises(AnyGPTError, match="n is 0"):

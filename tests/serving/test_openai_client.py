@@ -10,7 +10,7 @@ import pytest
 from fixtures_serving import NAME, Running, data_url, picture_file, samples, sound_file
 from PIL import Image
 
-from anygpt import AnyGPT
+from anygpt import AnyGPT, candidates
 from anygpt.generation.loop import Batch
 from anygpt.serving import streams
 
@@ -174,6 +174,29 @@ def test_picture_in_the_answer_and_going_on_from_it(server: Running) -> None:
     assert ask(server, USER, past, USER, modalities=["text"]).choices[0].message.content is not None
     deltas = [c.delta.model_dump() for chunk in ask(server, modalities=["image"], stream=True) for c in chunk.choices]
     assert [d["images"][0]["image_url"]["url"] for d in deltas if d.get("images")] == [image["image_url"]["url"]]
+
+
+def test_each_choice_has_candidates_of_its_own(server: Running, model: AnyGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen_among: list[int] = []
+
+    def last(*arguments: Any) -> int:
+        chosen_among.append(len(arguments[-1]))
+        return len(arguments[-1]) - 1
+
+    monkeypatch.setattr(candidates, "best_fit", last)
+    monkeypatch.setattr(candidates, "_words_before_span", lambda *_: "a red apple")
+    policy = model.chat_policies["image"].override({"best_of": 3, "temperature": 1.5})
+    monkeypatch.setitem(model.chat_policies, "image", policy)
+
+    def images(**options: Any) -> list[Any]:
+        create = server.openai().chat.completions.create
+        answer = create(model=NAME, messages=[USER], extra_body={"modalities": ["image"]}, **options)
+        assert answer.usage is not None and answer.usage.completion_tokens >= 34 * len(answer.choices)
+        return [choice.message.model_dump()["images"] for choice in answer.choices]
+
+    both = images(seed=5, n=2)
+    assert both[0] != both[1] and both == [*images(seed=5), *images(seed=6)]
+    assert set(chosen_among) == {3} and len(chosen_among) >= 4
 
 
 def test_instructions_of_the_system_are_read(server: Running) -> None:
