@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from anygpt.boxes import Box, Corners
 from anygpt.world.emoji import OBJECTS, glyph, with_article
 from anygpt.world.splits import held_out
 
@@ -52,6 +53,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 """What a caption says, as one choice each; "none" where there is no second object."""
 
+VISIBLE = 0.1
+"""An object ends where it hides less than this share of the background: the rim of smoothed edges isn't seen."""
 HELD_OUT_PAIRS = 0.08
 HELD_OUT_SINGLES = 0.08
 
@@ -133,22 +136,51 @@ def draw(background: str, placed: Sequence[Placed], size: int = IMAGE_SIZE) -> n
     """Draw objects on a background, whole ones within the picture: uint8 [size, size, 3]."""
     canvas = background_pixels(background, size).copy()
     for name, side_px, x, y in placed:
-        side = max(1, round(side_px * size / IMAGE_SIZE))
+        left, top, side = _square(side_px, x, y, size)
         colour, alpha = glyph(name, side)
-        left, top = round(x * size - side / 2), round(y * size - side / 2)
         region = canvas[top : top + side, left : left + side]
         region *= 1.0 - alpha
         region += colour
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
+def _square(side_px: float, x: float, y: float, size: int) -> tuple[int, int, int]:
+    """Left, top and side of an object's square in pixels."""
+    side = max(1, round(side_px * size / IMAGE_SIZE))
+    return round(x * size - side / 2), round(y * size - side / 2), side
+
+
+def corners(placed: Placed, size: int = IMAGE_SIZE) -> Corners:
+    """What is seen of an object in a picture of `size` pixels: the tight box around what hides the background."""
+    name, *where = placed
+    left, top, side = _square(*where, size)
+    rows, columns = np.nonzero(glyph(name, side)[1][..., 0] >= VISIBLE)
+    return (
+        float(left + columns.min()),
+        float(top + rows.min()),
+        float(left + columns.max() + 1),
+        float(top + rows.max() + 1),
+    )
+
+
+def boxes(scene: Scene) -> tuple[Box, ...]:
+    """The box of each object, with its name as in the caption."""
+    named = zip(layout(scene), phrases(scene), strict=True)
+    return tuple(Box.from_pixels(corners(placed), (IMAGE_SIZE, IMAGE_SIZE), phrase) for placed, phrase in named)
+
+
 def _adjective(size: str) -> str:
     return "" if size == "medium" else size
 
 
-def caption(scene: Scene) -> str:
-    """The canonical caption: medium size and central place go unsaid."""
-    names = [with_article(name, _adjective(size)) for name, size in zip(scene.objects, scene.sizes, strict=True)]
+def phrases(scene: Scene) -> list[str]:
+    """The objects as captions name them, such as `a small dog`."""
+    return [with_article(name, _adjective(size)) for name, size in zip(scene.objects, scene.sizes, strict=True)]
+
+
+def caption(scene: Scene, names: Sequence[str] = ()) -> str:
+    """The canonical caption: medium size and central place go unsaid. `names` take the place of the `phrases`."""
+    names = names or phrases(scene)
     if scene.relation:
         return f"{names[0]} {scene.relation} {names[1]} on a {scene.background} background"
     place = f" {PLACE_WORDS[scene.place]}" if PLACE_WORDS[scene.place] else ""

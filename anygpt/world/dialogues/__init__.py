@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from anygpt.data.dialogue import Dialogue
 from anygpt.errors import AnyGPTError, nearest
-from anygpt.world.dialogues import mixed, noises, pictures, texts, tunes
+from anygpt.world.dialogues import mixed, noises, pictures, pointing, texts, tunes
 from anygpt.world.dialogues.facts import OBJECTS_OF
 from anygpt.world.dialogues.talk import Again, Talk
 
@@ -39,8 +39,8 @@ class Scenario:
     stands_alone: bool = False
     """It speaks of its own first picture or question, so it can't follow on others in a longer conversation."""
     on_request: bool = False
-    """Written only where it is asked for by name: practice in a part of another scenario, or of a modality that the
-    shipped models lack."""
+    """Written only where it is asked for by name: practice in a part of another scenario, or what the shipped models
+    lack, a modality or boxes."""
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -86,6 +86,13 @@ SCENARIOS: dict[str, Scenario] = {
     "make-a-sound": Scenario(build=noises.make, weight=4, topics=("sounds",), on_request=True),
     "describe-a-sound": Scenario(build=noises.describe, weight=4, topics=("sounds",), on_request=True),
     "sound-of-the-picture": Scenario(build=noises.of_the_picture, weight=2, topics=("sounds",), on_request=True),
+    # pointing
+    "refer": Scenario(build=pointing.refer, weight=4, topics=PICTURES, stands_alone=True, on_request=True),
+    "identify": Scenario(build=pointing.identify, weight=3, topics=PICTURES, stands_alone=True, on_request=True),
+    "detection": Scenario(build=pointing.detection, weight=2, topics=PICTURES, stands_alone=True, on_request=True),
+    "grounding": Scenario(build=pointing.grounding, weight=3, topics=PICTURES, stands_alone=True, on_request=True),
+    "tagged-caption": Scenario(build=pointing.caption, weight=1, topics=PICTURES, stands_alone=True, on_request=True),
+    "tagged-vqa": Scenario(build=pointing.vqa, weight=2, topics=PICTURES, stands_alone=True, on_request=True),
     # all of it
     "mixed": Scenario(build=_mixed, weight=12, topics=("mixed",), stands_alone=True),
 }
