@@ -29,6 +29,7 @@ COMMANDS = {
 }
 WITH_FILE = ("save", "load")
 """The commands that take a file."""
+_KINDS = {"image": "picture", "audio": "sound", "video": "video"}
 
 _RELEASED_TASKS = (
     "Text-to-Image Generation",
@@ -124,8 +125,8 @@ def find_attachments(message: Message) -> Attachments:
     images, voices = _images_and_voices(message.images_or_voice)
     for name, files in zip(FIELDS[4:], (message.speech, message.music, message.audio), strict=False):
         for file in files:
-            if kind_of_file(file) != "audio":
-                raise AnyGPTError(f"{file}: is a picture, expected a sound for the {name}")
+            if (kind := kind_of_file(file)) != "audio":
+                raise AnyGPTError(f"{file}: is a {_KINDS[kind]}, expected a sound for the {name}")
     if len(voices) > 1:
         raise AnyGPTError(f"{len(voices)} voice prompts ({', '.join(map(quoted, voices))}), expected one")
     sounds = {"music": message.music, "audio": message.audio, "speech": message.speech}
@@ -208,7 +209,9 @@ def _images_and_voices(fields: tuple[tuple[str, ...], tuple[str, ...]]) -> tuple
     """The two fields as pictures and sounds, whichever came first."""
     found: dict[str, tuple[str, ...]] = {}
     for files in fields:
-        kinds = {file: kind_of_file(file) for file in files}
+        kinds: dict[str, str] = {file: kind_of_file(file) for file in files}
+        if video := next((file for file in files if kinds[file] == "video"), None):
+            raise AnyGPTError(f"{quoted(video)} is a video: it belongs in the last field ({FIELDS[-1]})")
         if len(set(kinds.values())) > 1:
             both = {kind: next(file for file in files if kinds[file] == kind) for kind in kinds.values()}
             raise AnyGPTError(

@@ -1,10 +1,12 @@
 """Whether a sound file is whole, read from its container: libsndfile decodes what is left of a cut file in silence.
 
-It also takes the length of an MP3 without a frame count from its first bit rate, so those are counted here.
+It also takes the length of an MP3 without a frame count from its first bit rate, so those are counted here. And which
+files hold videos.
 """
 
 import mmap
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,11 @@ _MP3_KBPS = {
 _MP3_RATES_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _RESYNC_BYTES = 1 << 16
 _TRAILERS = (b"TAG", b"APETAGEX", b"LYRICS", b"ID3", b"\x00\x00\x00")
+_VIDEOS = (
+    (re.compile(rb"....(?:ftyp|moov|mdat|free|skip|wide)", re.DOTALL), "mov"),
+    (re.compile(rb"\x1aE\xdf\xa3"), "matroska"),
+    (re.compile(rb"RIFF....AVI ", re.DOTALL), "avi"),
+)
 # Encoders disagree on whether the frame with the count counts itself, and some on the last, flushing one.
 _COUNT_SLACK_FRAMES = 2
 
@@ -123,6 +130,22 @@ def ogg_is_cut_off(path: Path) -> bool:
     end = page + 27 + segments + sum(tail[page + 27 : page + 27 + segments])
     is_last = bool(tail[page + 5] & 0x04)
     return end > len(tail) or (end < len(tail) and not is_last)
+
+
+def video_format(path: Path) -> str | None:
+    """What FFmpeg calls the container of a video, by its opening bytes; None for other files, and for a GIF.
+
+    FFmpeg's own guess takes text for video, and opens the files that a playlist names.
+    """
+    with open(path, "rb") as file:
+        head = file.read(16)
+    return next((name for magic, name in _VIDEOS if magic.match(head)), None)
+
+
+def is_gif(path: Path) -> bool:
+    """Whether a file is a GIF by its opening bytes."""
+    with open(path, "rb") as file:
+        return file.read(6) in (b"GIF87a", b"GIF89a")
 
 
 def _after_id3(head: bytes) -> int:

@@ -138,10 +138,10 @@ def load_image(path: Path | str, *, max_pixels: int = MAX_PIXELS, min_side_px: i
         raise MediaError(f"{shown(path)}: the picture is damaged or cut off ({reason})") from None
 
 
-def kind_of_file(path: Path | str) -> Literal["image", "audio"]:
-    """What a file holds by its opening bytes, whatever its name: "image" or "audio"; nothing is decoded.
+def kind_of_file(path: Path | str) -> Literal["image", "audio", "video"]:
+    """What a file holds by its opening bytes, whatever its name, for a GIF a picture; nothing is decoded.
 
-    Raises MediaError for a path that is missing, a directory or empty, and for a file that is neither.
+    Raises MediaError for a path that is missing, a directory or empty, and for a file that is nothing of these.
     """
     path = Path(path).expanduser()
     check_file(path)
@@ -159,6 +159,8 @@ def kind_of_file(path: Path | str) -> Literal["image", "audio"]:
     try:
         soundfile.SoundFile(path).close()
     except (soundfile.SoundFileError, TypeError):  # TypeError: the name ends in .raw
+        if containers.video_format(path) is not None:
+            return "video"
         raise MediaError(f"{shown(path)}: neither a picture nor a sound that can be read") from None
     return "audio"
 

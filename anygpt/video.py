@@ -8,7 +8,6 @@ imported where a file needs it; GIFs are Pillow's.
 import io
 import itertools
 import math
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from anygpt import containers
 from anygpt.errors import AnyGPTError, MediaError
 from anygpt.media import MAX_PIXELS, MIN_SIDE_PX, Audio, atomic_write, check_file, is_silent, shown
 
@@ -30,14 +30,6 @@ MAX_DURATION_S = 60.0
 TIME_SLACK_S = 0.01
 """Times in files are rounded."""
 GIF_STEP_MS = 10
-_CONTAINERS = (
-    (re.compile(rb"....(?:ftyp|moov|mdat|free|skip|wide)", re.DOTALL), "mov"),
-    (re.compile(rb"\x1aE\xdf\xa3"), "matroska"),
-    (re.compile(rb"RIFF....AVI ", re.DOTALL), "avi"),
-)
-"""Opening bytes -> FFmpeg's reader. It is named, since FFmpeg's own guess takes text for video, and opens the files
-that a playlist names."""
-_GIF = re.compile(rb"GIF8[79]a")
 _AAC_RATES_HZ = (48000, 44100, 32000, 24000, 22050, 16000)
 
 
@@ -66,12 +58,6 @@ class Video:
         return Video(tuple(self.frames[number] for number in chosen), rate_hz, self.sound)
 
 
-def is_video(path: Path) -> bool:
-    """Whether a file is a container of videos by its opening bytes; a GIF counts as a picture."""
-    with open(path, "rb") as file:
-        return _container(file.read(16)) is not None
-
-
 def load_video(
     path: Path | str,
     *,
@@ -87,12 +73,10 @@ def load_video(
     """
     path = Path(path).expanduser()
     check_file(path)
-    with open(path, "rb") as file:
-        head = file.read(16)
     try:
-        if _GIF.match(head):
+        if containers.is_gif(path):
             return _load_gif(path, rate_hz, max_duration_s, max_pixels)
-        container = _container(head)
+        container = containers.video_format(path)
         if container is None:
             raise MediaError(f"{shown(path)}: not a video that can be read; expected MP4, WebM, AVI or GIF")
         return _load_container(path, container, rate_hz, max_duration_s, max_pixels)
@@ -119,10 +103,6 @@ def save_video(path: Path | str, video: Video) -> Path:
     with atomic_write(path) as temporary:
         temporary.write_bytes(content.getvalue())
     return path
-
-
-def _container(head: bytes) -> str | None:
-    return next((name for magic, name in _CONTAINERS if magic.match(head)), None)
 
 
 def _load_gif(path: Path, rate_hz: float, max_duration_s: float, max_pixels: int) -> Video:

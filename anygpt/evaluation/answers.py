@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import Image
 
 from anygpt.media import Audio, save_audio, save_image
+from anygpt.video import Video, save_video
 
 
 @runtime_checkable
@@ -20,6 +21,7 @@ class Spoken(Protocol):
     def media(self) -> Iterable[tuple[str, Any]]: ...
 
 
+_SHOWN = str | Image.Image | Audio | Video
 Kept = list[dict[str, str]] | None
 """The parts of an answer in order, as JSON: {"text": words} or {"file": path}; None for no answer."""
 
@@ -27,8 +29,8 @@ Kept = list[dict[str, str]] | None
 def keep(answer: Any, folder: Path, name: str) -> Kept:
     """An answer for the log, paths relative to `folder`.
 
-    An answer is text, a picture, a sound, several of these, or of a conversation. Pictures (PNG) and sounds (16-bit
-    WAV) are written as `<name>.<extension>`, further ones as `<name>-2.<extension>` and so on.
+    An answer is text, a picture, a sound, a video, several of these, or of a conversation. Pictures (PNG), sounds
+    (16-bit WAV) and videos (MP4) are written as `<name>.<extension>`, further ones as `<name>-2.<extension>` and so on.
     """
     if answer is None:
         return None
@@ -41,6 +43,8 @@ def keep(answer: Any, folder: Path, name: str) -> Kept:
         stem = name if number == 1 else f"{name}-{number}"
         if isinstance(part, Image.Image):
             path = save_image(folder / f"{stem}.png", part)
+        elif isinstance(part, Video):
+            path = save_video(folder / f"{stem}.mp4", part)
         else:
             path = save_audio(folder / f"{stem}.wav", part)
         parts.append({"file": path.relative_to(folder).as_posix()})
@@ -53,12 +57,12 @@ def read_kept(parts: Kept, folder: Path) -> list[str | Path]:
 
 
 def _parts(answer: Any) -> list[Any]:
-    if isinstance(answer, str | Image.Image | Audio):
+    if isinstance(answer, _SHOWN):
         return [answer]
     if isinstance(answer, Spoken):
         return [answer.text, *(media for _, media in answer.media)]
     # Of a pair or list, what isn't one of these (a number that a task made up) is not for showing.
-    return [part for part in answer if isinstance(part, str | Image.Image | Audio)] if _is_listed(answer) else []
+    return [part for part in answer if isinstance(part, _SHOWN)] if _is_listed(answer) else []
 
 
 def _is_listed(answer: Any) -> bool:

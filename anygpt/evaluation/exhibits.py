@@ -1,6 +1,6 @@
 """Cases for showing: which ones, what was asked, what is right, what the model answered."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,15 @@ from anygpt.evaluation.run import Outcome
 from anygpt.evaluation.tasks import MODEL, REBUILT, Task
 from anygpt.media import Audio, kind_of_file, load_audio, load_image
 from anygpt.synth.world import WorldMedia
+from anygpt.video import Video, load_video
 
-Content = str | Image.Image | Audio
+Content = str | Image.Image | Audio | Video
+_LOADERS: Mapping[str, Callable[[Path | str], Content]] = {
+    "image": load_image,
+    "audio": load_audio,
+    "video": load_video,
+}
+"""Kind of file -> how it is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +123,11 @@ def _made(ref: Any) -> Content:
 
 
 def _load(media: Any) -> Content:
-    """A picture or sound from a file, a function, or as it is."""
+    """A picture, sound or video from a file, a function, or as it is."""
     if callable(media):
         media = media()
     if isinstance(media, Path | str):
-        loaded: Content = load_image(media) if kind_of_file(media) == "image" else load_audio(media)
+        loaded: Content = _LOADERS[kind_of_file(media)](media)
         return loaded
     shown: Content = media
     return shown

@@ -19,6 +19,7 @@ from anygpt.evaluation.run import Outcome
 from anygpt.evaluation.sounds import log_mel, waveform
 from anygpt.evaluation.tasks import Task
 from anygpt.media import Audio, atomic_write, save_image
+from anygpt.video import Video, save_video
 
 BEST, WORST = 3, 3
 _WIDTH_PX = 128
@@ -135,6 +136,9 @@ class _Media:
         if isinstance(content, Image.Image):
             save_image(self._folder / path.with_suffix(".jpg"), content, quality=90)
             return f'<img src="{path}.jpg" width="{_WIDTH_PX}" alt="a picture">'
+        if isinstance(content, Video):
+            save_video(self._folder / path.with_suffix(".gif"), content)
+            return f'<img src="{path}.gif" width="{_WIDTH_PX}" alt="a video">'
         with atomic_write(self._folder / path.with_suffix(".mp3")) as temporary:
             temporary.write_bytes(mp3_bytes(content))
         save_image(self._folder / path.with_suffix(".jpg"), spectrogram(content), quality=85)

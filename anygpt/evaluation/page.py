@@ -14,6 +14,7 @@ from anygpt.evaluation.report import shown_cases, shown_rate, shown_target
 from anygpt.evaluation.run import Outcome
 from anygpt.evaluation.tasks import COLUMNS, Task
 from anygpt.media import Audio, atomic_write, save_audio, save_image
+from anygpt.video import Video, save_video
 
 WORST = 8
 _STYLE = """
@@ -76,6 +77,9 @@ class _Media:
         if isinstance(content, Image.Image):
             save_image(self._folder / path.with_suffix(".png"), content)
             return f'<img src="{path}.png" alt="" loading="lazy">'
+        if isinstance(content, Video):
+            save_video(self._folder / path.with_suffix(".mp4"), content)
+            return f'<video controls loop muted preload="metadata" src="{path}.mp4"></video>'
         assert isinstance(content, Audio), content
         save_audio(self._folder / path.with_suffix(".wav"), content)
         return f'<audio controls preload="metadata" src="{path}.wav"></audio>'

@@ -18,6 +18,7 @@ from anygpt.evaluation.effects import effect_caption_scores, effect_cases, effec
 from anygpt.evaluation.judges import music_attributes
 from anygpt.evaluation.metrics import Scores, compare, word_errors
 from anygpt.evaluation.sounds import cepstra, warped_distances, waveform
+from anygpt.evaluation.videos import video_caption_scores, video_cases, video_scores
 from anygpt.media import Audio
 from anygpt.world import images, music, speech
 from anygpt.world.sentences import normalise
@@ -338,12 +339,13 @@ def heard(get: Get) -> Get:
 
 # ---- the table ----
 
-_JUDGED: dict[str, tuple[Callable[[Bench], Cases], Score]] = {
-    "image": (image_cases, image_scores),
-    "music": (music_cases, music_scores),
-    "audio": (effect_cases, effect_scores),
+_JUDGED: dict[str, tuple[Callable[[Bench], Cases], Score, str]] = {
+    "image": (image_cases, image_scores, "image"),
+    "music": (music_cases, music_scores, "music"),
+    "audio": (effect_cases, effect_scores, "audio"),
+    "video": (video_cases, video_scores, "image"),
 }
-"""Modality with a judge of that name -> its cases and what the judge finds."""
+"""Modality -> its cases, what the judge finds, and the judge."""
 _IMAGE_ROWS = (
     Row(measure="objects", title="object(s)"),
     Row(measure="place", title="place or relation"),
@@ -367,6 +369,15 @@ def _effect_rows(target: float) -> tuple[Row, ...]:
     )
 
 
+def _video_rows(target: float) -> tuple[Row, ...]:
+    return (
+        Row(measure="event", title="event", target=target),
+        Row(measure="objects", title="object(s)"),
+        Row(measure="background", title="background"),
+        Row(measure="all", title="every attribute right"),
+    )
+
+
 def _columns(modality: str, score: Score, ask: Ask | None, model_score: Score | None = None) -> dict[str, Column]:
     """Real media, reconstructions and, with `ask`, the model's answers; `model_score` where these are words."""
     columns = {REAL: Column(get=shown, score=score), REBUILT: Column(get=rebuilt(modality), score=score)}
@@ -383,13 +394,13 @@ def _judged(
     ask: Ask | None = None,
     model_score: Score | None = None,
 ) -> Task:
-    """A task about what a judge of the modality's name reads; see `_columns`."""
-    cases, score = _JUDGED[modality]
+    """A task about what the modality's judge reads; see `_columns`."""
+    cases, score, judge = _JUDGED[modality]
     return Task(
         name=name,
         title=title,
         modalities=(modality,),
-        judges=(modality,),
+        judges=(judge,),
         cases=cases,
         columns=_columns(modality, score, ask, model_score),
         rows=rows,
@@ -474,6 +485,8 @@ TASKS: dict[str, Task] = {
         _judged("text-to-music", "text to music", "music", _music_rows(0.70), made("music")),
         _judged("audio-to-text", "sound to text", "audio", _effect_rows(0.85), told("audio"), effect_caption_scores),
         _judged("text-to-audio", "text to sound", "audio", _effect_rows(0.70), made("audio")),
+        _judged("video-to-text", "video to text", "video", _video_rows(0.75), told("video"), video_caption_scores),
+        _judged("text-to-video", "text to video", "video", _video_rows(0.60), made("video")),
     )
 }
 """The tasks of base models by name, in the order of the report; those of chat models are in `chat`."""
