@@ -161,6 +161,9 @@ def _read_parts(spec: ModalitySpec, string: str, at: int) -> tuple[Tensor, int]:
     while string.startswith((time := frame_time(spec, len(frames))) + spec.parts[0].start, at):
         codes_KT, at = _read_span(spec.parts[0], string, at + len(time))
         frames.append(codes_KT)
+    if not frames:
+        expected = f"{frame_time(spec, 0)}{spec.parts[0].start}"
+        raise CodeError(f"{spec.name}: expected {expected} at character {at}, got {_excerpt(string, at)}")
     sound_KT = None
     if len(spec.parts) > 1 and string.startswith(spec.parts[1].start, at):
         sound_KT, at = _read_span(spec.parts[1], string, at)
