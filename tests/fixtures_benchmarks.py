@@ -27,6 +27,7 @@ def build_sets(data: Path) -> Path:
         _mme,
         _mmbench,
         _seed,
+        _refcoco,
     ):
         build(data)
     return data
@@ -171,6 +172,43 @@ def _seed(data: Path) -> None:
     content = {"questions": [entry, {**entry, "data_type": "video"}], "question_type": {"Instances Counting": 5}}
     _write(data / "SEED-Bench" / "SEED-Bench.json", content)
     _picture(data / "SEED-Bench" / "SEED-Bench-image" / "454426_1", 5)
+
+
+def _refcoco(data: Path) -> None:
+    """RefCOCO in MiniGPT-v2's layout, RefCOCO+ in the original one but for the pickle, RefCOCOg in both."""
+    rows = [
+        {
+            "img_id": "COCO_train2014_000000000007_1",
+            "height": 48,
+            "width": 64,
+            "sents": "the dog",
+            "bbox": [8, 12, 32, 24],
+        },
+        {
+            "img_id": "COCO_train2014_000000000008_0",
+            "height": 48,
+            "width": 64,
+            "sents": ["a cat"],
+            "bbox": [0, 0, 64, 48],
+        },
+    ]
+    for split in ("val", "testA"):
+        _write(data / "refcoco" / f"refcoco_{split}.json", rows)
+    _write(data / "refcocog" / "refcocog_test.json", rows[:1])
+    sentences = [{"raw": f"DOG {number}", "sent": f"dog {number}", "sent_id": number} for number in range(2)]
+    instances = {
+        "images": [{"id": 7, "width": 64, "height": 48, "file_name": "COCO_train2014_000000000007.jpg"}],
+        "annotations": [{"id": 11, "image_id": 7, "bbox": [8.0, 12.0, 32.0, 24.0], "category_id": 18}],
+    }
+    references = [
+        {"ref_id": number, "ann_id": 11, "image_id": 7, "split": split, "file_name": "x_1.jpg", "sentences": sentences}
+        for number, split in enumerate(("train", "testB"))
+    ]
+    for name, split_by in (("refcoco+", "unc"), ("refcocog", "umd")):
+        _write(data / name / "instances.json", instances)
+        _write(data / name / f"refs({split_by}).json", references)
+    for number in (7, 8):
+        _picture(data / "coco" / "train2014" / f"COCO_train2014_{number:012d}.jpg", number)
 
 
 def build_scorers(folder: Path) -> dict[str, Path]:

@@ -50,8 +50,8 @@ def evaluate(
 
     Args:
         model_name_or_path: Folder of a model, or the name of a shipped one; without it the shipped base model.
-        tasks: A task, several with commas, or `base`, `chat` or `public` for all of a kind; repeatable; without it
-            the base tasks. The report holds these alone.
+        tasks: A task, several with commas, or `base`, `chat`, `pointing` or `public` for all of a kind; repeatable;
+            without it the base tasks. The report holds these alone.
         n: Cases per task; of a public set at most as many as it has.
         seed: The same seed gives the same cases and answers.
         seeds: So many seeds, from --seed on; the report is over all of them.
@@ -165,10 +165,12 @@ def _chosen(given: list[str] | None) -> list["Task"]:
     """The tasks asked for, in the order of the report. Raises AnyGPTError for an unknown one."""
     from anygpt.evaluation.benchmarks.tasks import BENCHMARKS
     from anygpt.evaluation.chat_tasks import CHAT_TASKS
+    from anygpt.evaluation.pointing import POINTING_TASKS
     from anygpt.evaluation.tasks import TASKS
 
-    known = {**CHAT_TASKS, **TASKS, **BENCHMARKS}
-    groups = {"base": tuple(TASKS), "chat": tuple(CHAT_TASKS), "public": tuple(BENCHMARKS)}
+    of_groups = {"chat": CHAT_TASKS, "base": TASKS, "pointing": POINTING_TASKS, "public": BENCHMARKS}
+    known = {name: task for tasks in of_groups.values() for name, task in tasks.items()}
+    groups = {group: tuple(tasks) for group, tasks in of_groups.items()}
     wanted: set[str] = set()
     for name in (name.strip() for words in given or ["base"] for name in words.split(",")):
         if name and name not in known and name not in groups:

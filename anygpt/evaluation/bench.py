@@ -14,7 +14,7 @@ from anygpt.evaluation.effect_judge import EffectJudge
 from anygpt.evaluation.judges import ImageJudge, MusicJudge, VoiceJudge
 from anygpt.generation.scoring import log_likelihoods
 from anygpt.media import Audio
-from anygpt.prompts.render import render_base, render_pretrain
+from anygpt.prompts.render import render_pretrain
 from anygpt.prompts.segments import Media
 from anygpt.tokenizers.base import ModalityTokenizer
 
@@ -193,9 +193,10 @@ class Bench:
         if question.words is None:
             return model.prepare(source, question.target, content, question.seed, question.settings)
         media = Media(source, model.encode(source, content))
-        task = model.prepare(source, question.target, media.codes_KT, question.seed, question.settings)
+        settings = {**question.settings, "instruction": question.words}
+        task = model.prepare(source, question.target, media.codes_KT, question.seed, settings)
         if not self.is_chat:
-            return replace(task, ids=render_base("x2text", question.words, [media], model.vocabulary))
+            return task
         session = model.session(seed=question.seed)
         return replace(
             task,

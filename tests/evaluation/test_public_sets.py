@@ -28,7 +28,7 @@ def cases(name: str, data: Path) -> list[Case]:
 
 COUNTS = {
     "coco": 2, "coco-val": 3, "librispeech": 2, "vctk": 2, "musiccaps": 1, "vqav2": 2, "gqa": 2, "scienceqa": 1,
-    "textvqa": 2, "pope": 6, "mme": 3, "mmbench": 2, "seed-bench": 1,
+    "textvqa": 2, "pope": 6, "mme": 3, "mmbench": 2, "seed-bench": 1, "refcoco": 4, "refcoco+": 2, "refcocog": 1,
 }  # fmt: skip
 
 
@@ -92,6 +92,22 @@ def test_a_set_of_another_layout_is_named(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(AnyGPTError, match="expected gqa/testdev_balanced_questions.json"):
             set_cases("gqa")(bench(tmp_path))
+
+
+def test_boxes_of_phrases_are_the_same_in_both_layouts(data: Path, tmp_path: Path) -> None:
+    dog = {"box": "8 12 40 36", "size": "64 48"}
+    found = [case for case in cases("refcoco", data) if case.text == "the dog"]
+    assert sorted(case.truth["split"] for case in found) == ["testA", "val"]
+    assert all(dog.items() <= case.truth.items() and case.media.is_file() for case in found)
+    assert [(case.text, case.truth) for case in cases("refcoco+", data)] == [
+        (f"dog {number}", {**dog, "split": "testB"}) for number in range(2)
+    ]
+    assert {case.media.name for case in cases("refcocog", data)} == {"COCO_train2014_000000000007.jpg"}
+    folder = tmp_path / "refcoco+"
+    folder.mkdir()
+    (folder / "refs(unc).p").write_bytes(b"")
+    with pytest.raises(AnyGPTError, match=r"refs\(unc\).p: is a pickle, .* write its list as JSON to refs\(unc\).json"):
+        set_cases("refcoco+")(bench(tmp_path))
 
 
 def test_a_broken_picture_in_a_table_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,33 +20,10 @@ from PIL import Image, UnidentifiedImageError
 from anygpt.data.layouts import LAYOUTS
 from anygpt.errors import AnyGPTError, MediaError
 from anygpt.evaluation.bench import Bench, Case
+from anygpt.evaluation.benchmarks.items import Item, PublicSet, read_json
+from anygpt.evaluation.benchmarks.refcoco import REF_SETS
 
 _ORDER_SEED = 20_240_219
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """One case of a set: `media` with what people said about them."""
-
-    media: Any
-    """A file, or a function that gives a picture."""
-    text: str = ""
-    """A caption or transcript, or a question."""
-    references: tuple[str, ...] = ()
-    """All captions, all people's answers, or the choices."""
-    truth: dict[str, str] = field(default_factory=dict)
-    others: tuple[Any, ...] = ()
-    """Further files, such as a voice prompt."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublicSet:
-    """A set and its layout."""
-
-    place: str
-    """What has to be in the data folder, for messages."""
-    read: Callable[[Path], Iterator[Item]]
-    """The items below the data folder, in a fixed order."""
 
 
 class Items:
@@ -112,7 +89,7 @@ def _load(name: str, bench: Bench) -> list[Item]:
 
 def _coco_karpathy(data: Path) -> Iterator[Item]:
     """The 5,000 test pictures of Karpathy's split, each with its (about five) captions."""
-    for image in _json(data / "coco" / "dataset_coco.json")["images"]:
+    for image in read_json(data / "coco" / "dataset_coco.json")["images"]:
         if image["split"] == "test":
             captions = tuple(sentence["raw"].strip() for sentence in image["sentences"])
             path = data / "coco" / image["filepath"] / image["filename"]
@@ -169,8 +146,8 @@ def _musiccaps(data: Path) -> Iterator[Item]:
 
 def _vqav2(data: Path) -> Iterator[Item]:
     folder = data / "vqav2"
-    questions = _json(folder / "v2_OpenEnded_mscoco_val2014_questions.json")["questions"]
-    annotations = _json(folder / "v2_mscoco_val2014_annotations.json")["annotations"]
+    questions = read_json(folder / "v2_OpenEnded_mscoco_val2014_questions.json")["questions"]
+    annotations = read_json(folder / "v2_mscoco_val2014_annotations.json")["annotations"]
     answers = {entry["question_id"]: entry for entry in annotations}
     for question in questions:
         found = answers[question["question_id"]]
@@ -183,14 +160,14 @@ def _vqav2(data: Path) -> Iterator[Item]:
 
 
 def _gqa(data: Path) -> Iterator[Item]:
-    for entry in _json(data / "gqa" / "testdev_balanced_questions.json").values():
+    for entry in read_json(data / "gqa" / "testdev_balanced_questions.json").values():
         path = data / "gqa" / "images" / f"{entry['imageId']}.jpg"
         yield Item(media=path, text=entry["question"], truth={"answer": entry["answer"]})
 
 
 def _textvqa(data: Path) -> Iterator[Item]:
     folder = data / "textvqa"
-    for entry in _json(folder / "TextVQA_0.5.1_val.json")["data"]:
+    for entry in read_json(folder / "TextVQA_0.5.1_val.json")["data"]:
         path = folder / "train_images" / f"{entry['image_id']}.jpg"
         yield Item(media=path, text=entry["question"], references=tuple(entry["answers"]))
 
@@ -198,8 +175,8 @@ def _textvqa(data: Path) -> Iterator[Item]:
 def _scienceqa(data: Path) -> Iterator[Item]:
     """The test questions that have a picture, with their hint before the question."""
     folder = data / "scienceqa"
-    problems = _json(folder / "problems.json")
-    for number in _json(folder / "pid_splits.json")["test"]:
+    problems = read_json(folder / "problems.json")
+    for number in read_json(folder / "pid_splits.json")["test"]:
         problem = problems[number]
         if problem["image"]:
             path = folder / "images" / "test" / number / problem["image"]
@@ -258,7 +235,7 @@ def _mmbench(data: Path) -> Iterator[Item]:
 
 def _seed_bench(data: Path) -> Iterator[Item]:
     """The questions about pictures (dimensions 1 to 9); those about videos are left out."""
-    content = _json(data / "SEED-Bench" / "SEED-Bench.json")
+    content = read_json(data / "SEED-Bench" / "SEED-Bench.json")
     kinds = {number: name for name, number in content.get("question_type", {}).items()}
     for entry in content["questions"]:
         if entry["data_type"] == "image":
@@ -285,6 +262,7 @@ SETS: dict[str, PublicSet] = {
     "mme": PublicSet(place="MME_Benchmark_release_version/<subtask>/", read=_mme),
     "mmbench": PublicSet(place="mmbench/mmbench_dev….tsv", read=_mmbench),
     "seed-bench": PublicSet(place="SEED-Bench/SEED-Bench.json and SEED-Bench-image/", read=_seed_bench),
+    **{name: PublicSet(place=found.place, read=found.read) for name, found in REF_SETS.items()},
 }
 """Name -> where a set lies and how it is read."""
 
@@ -310,7 +288,3 @@ def _choice(media: Any, question: str, choices: Sequence[str], answer: int, *, h
 
 def _coco_2014(data: Path, number: int) -> Path:
     return data / "coco" / "val2014" / f"COCO_val2014_{number:012d}.jpg"
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from anygpt.evaluation.bench import Bench, Case, Question
+from anygpt.evaluation.benchmarks.refcoco import REF_SETS, ask_for_box, box_is_right
 from anygpt.evaluation.benchmarks.rules import (
     LETTERS,
     chosen_letter,
@@ -344,6 +345,16 @@ BENCHMARKS: dict[str, Task] = {
             "seed-bench", "SEED-Bench, pictures", "seed-bench", "image", None, _likeliest_is_right, _ACCURACY,
             get=_likeliest,
             about="The choice that is the likeliest answer to the question alone, as published.",
+        ),
+        *(
+            _task(
+                name, f"{title}, a phrase to its box", name, "image", ask_for_box, box_is_right,
+                Row(measure="accuracy", title="IoU above 0.5"),
+                *(Row(measure=split, title=f"IoU above 0.5, {split}") for split in REF_SETS[name].splits),
+                Row(measure="overlap", title="mean IoU"),
+                about="Percents of width and height as in MiniGPT-v2, compared in pixels.",
+            )
+            for name, title in {"refcoco": "RefCOCO", "refcoco+": "RefCOCO+", "refcocog": "RefCOCOg"}.items()
         ),
     )
 }  # fmt: skip
