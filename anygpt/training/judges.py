@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,10 @@ logger = logging.getLogger(__name__)
 
 TEST_SEED = 77
 """Of the held-out media that a finished judge is tested on; the evaluation draws others."""
+LR_PEAK = 3e-3
+
+Facts = dict[str, str]
+"""Attribute -> its value."""
 
 
 def train_judges(folder: Path, names: Iterable[str] | None = None, *, seed: int = 0, force: bool = False) -> list[Path]:
@@ -66,10 +71,10 @@ def _shown(scores: dict[str, float]) -> str:
     return ", ".join(f"{name} {share:.3f}" for name, share in scores.items())
 
 
-def _learn(judge: Judge, loss_of: Callable[[int], Tensor], *, steps: int, lr: float) -> None:
+def _learn(judge: Judge, loss_of: Callable[[int], Tensor], *, steps: int) -> None:
     """AdamW with a one-cycle learning rate; `loss_of` gives the loss of a step."""
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=lr, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.15)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=LR_PEAK, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR_PEAK, total_steps=steps, pct_start=0.15)
     judge.train()
     with tqdm(total=steps, desc=f"{judge.name} judge", unit="step", mininterval=2) as bar:
         for step in range(steps):
@@ -84,7 +89,7 @@ def _learn(judge: Judge, loss_of: Callable[[int], Tensor], *, steps: int, lr: fl
     judge.eval()
 
 
-def _labels(rows: Iterable[dict[str, str]], classes: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:
+def _labels(rows: Iterable[Facts], classes: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:
     """Attribute -> class of each row, int64 [B]."""
     known = list(rows)
     return {name: torch.tensor([values.index(row[name]) for row in known]) for name, values in classes.items()}
@@ -95,10 +100,16 @@ def _cross_entropies(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor])
     return torch.stack([F.cross_entropy(logits[name].float(), wanted) for name, wanted in labels.items()]).sum()
 
 
-def _shares_right(read: list[dict[str, str]], truth: list[dict[str, str]]) -> dict[str, float]:
+def _shares_right(read: list[Facts], truth: list[Facts]) -> dict[str, float]:
     """Share of cases where an attribute, and where every attribute, was read right."""
     shares = {name: float(np.mean([r[name] == t[name] for r, t in zip(read, truth, strict=True)])) for name in truth[0]}
     return {"all": float(np.mean([r == t for r, t in zip(read, truth, strict=True)])), **shares}
+
+
+def _test(judge: Any, samples: Iterable[Any], media: Callable[[Any], Any], truth: Callable[[Any], Facts]) -> None:
+    """Set a judge's scores by clean held-out samples."""
+    tests = list(samples)
+    judge.scores = _shares_right(judge.read([media(sample) for sample in tests]), [truth(each) for each in tests])
 
 
 # ---- pictures ----
@@ -119,11 +130,9 @@ def train_image_judge(seed: int = 0, *, steps: int = 1600, batch_size: int = 64,
             logits = judge(soften(pixels, rng).contiguous(memory_format=torch.channels_last))
         return _cross_entropies(logits, labels)
 
-    _learn(judge, loss_of, steps=steps, lr=3e-3)
-    heldout = ImageWorld("heldout", seed=TEST_SEED)
-    tests = [heldout.sample(i) for i in range(test_images)]
-    truth = [images.attributes(sample.scene) for sample in tests]
-    judge.scores = _shares_right(judge.read([Image.fromarray(sample.pixels) for sample in tests]), truth)
+    _learn(judge, loss_of, steps=steps)
+    heldout = map(ImageWorld("heldout", seed=TEST_SEED).sample, range(test_images))
+    _test(judge, heldout, lambda sample: Image.fromarray(sample.pixels), lambda sample: images.attributes(sample.scene))
     return judge
 
 
@@ -173,15 +182,13 @@ def train_music_judge(
     judge = MusicJudge()
     rng = np.random.default_rng(seed)
     world = MusicWorld("train", seed=1000 + seed)
-    features: list[tuple[Tensor, ...]] = []
-    rows: list[dict[str, str]] = []
-    for index in tqdm(range(clips), desc="clips", unit="clip", mininterval=2):
-        sample = world.sample(index)
-        wave = roughen(waveform(_clip(sample)), rng)
+
+    def features(sample: MusicSample) -> tuple[Tensor, ...]:
         # 16-bit floats: thousands of clips have to fit into memory.
-        features.append(tuple(feature[0].half() for feature in judge.features(wave[None])))
-        rows.append(music_attributes(sample.attributes))
-    stacked = [torch.stack(column) for column in zip(*features, strict=True)]
+        found = judge.features(roughen(waveform(_clip(sample)), rng)[None])
+        return tuple(feature[0].half() for feature in found)
+
+    stacked, rows = _rendered(world, clips, features, lambda sample: music_attributes(sample.attributes))
     labels = _labels(rows, MUSIC_CLASSES)
 
     def loss_of(step: int) -> Tensor:
@@ -192,11 +199,9 @@ def train_music_judge(
         logits = judge.classify(mel, repeats + 0.02 * torch.randn_like(repeats), pitch)
         return _cross_entropies(logits, {name: column[picked] for name, column in labels.items()})
 
-    _learn(judge, loss_of, steps=steps, lr=3e-3)
-    heldout = MusicWorld("heldout", seed=TEST_SEED)
-    tests = [heldout.sample(i) for i in range(test_clips)]
-    truth = [music_attributes(sample.attributes) for sample in tests]
-    judge.scores = _shares_right(judge.read([_clip(sample) for sample in tests]), truth)
+    _learn(judge, loss_of, steps=steps)
+    heldout = map(MusicWorld("heldout", seed=TEST_SEED).sample, range(test_clips))
+    _test(judge, heldout, _clip, lambda sample: music_attributes(sample.attributes))
     return judge
 
 
@@ -208,15 +213,13 @@ def train_effect_judge(
     judge = EffectJudge()
     rng = np.random.default_rng(seed)
     world = effects.EffectWorld("train", seed=1000 + seed)
-    features: list[tuple[Tensor, Tensor]] = []
-    rows: list[dict[str, str]] = []
-    for index in tqdm(range(clips), desc="clips", unit="clip", mininterval=2):
-        sample = world.sample(index)
+
+    def features(sample: effects.EffectSample) -> tuple[Tensor, ...]:
         wave = torch.from_numpy(sample.wave)
         mel_1TF, _ = judge.features(roughen(dull(wave, rng), rng)[None])
-        features.append((mel_1TF[0].half(), judge.features(wave[None])[1][0]))
-        rows.append(effects.facts(sample.attributes))
-    mels, peaks = (torch.stack(column) for column in zip(*features, strict=True))
+        return mel_1TF[0].half(), judge.features(wave[None])[1][0]
+
+    (mels, peaks), rows = _rendered(world, clips, features, lambda sample: effects.facts(sample.attributes))
     labels = _labels(rows, judge.table)
 
     def loss_of(step: int) -> Tensor:
@@ -227,12 +230,23 @@ def train_effect_judge(
         logits = judge.classify(mel, peaks[picked] + 0.15 * torch.randn(len(mel)))
         return _cross_entropies(logits, {name: column[picked] for name, column in labels.items()})
 
-    _learn(judge, loss_of, steps=steps, lr=3e-3)
-    heldout = effects.EffectWorld("heldout", seed=TEST_SEED)
-    tests = [heldout.sample(i) for i in range(test_clips)]
-    truth = [effects.facts(sample.attributes) for sample in tests]
-    judge.scores = _shares_right(judge.read([_clip(sample) for sample in tests]), truth)
+    _learn(judge, loss_of, steps=steps)
+    heldout = map(effects.EffectWorld("heldout", seed=TEST_SEED).sample, range(test_clips))
+    _test(judge, heldout, _clip, lambda sample: effects.facts(sample.attributes))
     return judge
+
+
+def _rendered(
+    world: Any, clips: int, features: Callable[[Any], tuple[Tensor, ...]], truth: Callable[[Any], Facts]
+) -> tuple[list[Tensor], list[Facts]]:
+    """The first samples of a world: every feature of all of them, [clips, ...], and what is true of each."""
+    columns: list[tuple[Tensor, ...]] = []
+    rows: list[Facts] = []
+    for index in tqdm(range(clips), desc="clips", unit="clip", mininterval=2):
+        sample = world.sample(index)
+        columns.append(features(sample))
+        rows.append(truth(sample))
+    return [torch.stack(column) for column in zip(*columns, strict=True)], rows
 
 
 def dull(wave_L: Tensor, rng: np.random.Generator) -> Tensor:
