@@ -25,7 +25,7 @@ def tokenize(
 ) -> None:
     """Turn pictures, speech or music with text into training data.
 
-    MANIFEST is JSONL or Parquet with the columns text and image, speech, music or audio, which holds the path of a
+    MANIFEST is JSONL or Parquet with the columns text and image, speech, music, audio or video, with the path of a
     file, absolute or relative to the manifest's folder, or a URL; or a WebDataset tar, in which 000.jpg goes with
     000.txt. Other columns are ignored. The output keeps its order, in the published pre-training format. Files that
     can't be used are skipped and listed in OUT.errors.jsonl. The same command goes on where a stopped run ended, and
@@ -40,7 +40,7 @@ def tokenize(
         dataset: A set of pairs by its name in config/datasets.yaml, in place of MANIFEST.
         format: jsonl or parquet; makes a folder of shards.
         layout: MANIFEST is a public data set as published; see docs/data.md for the names.
-        modality: image, speech, music or audio, where the manifest has several, or for tars with sounds.
+        modality: image, speech, music, audio or video, where the manifest has several, or for tars with sounds.
         tokenizer: Name under tokenizers/, tokenizer folder, or released weights; without it the shipped one.
         image_tokenizer_path: As for `anygpt base`; the same as --tokenizer for images.
         engine: local, or ray (with --format), which spreads shards over a Ray cluster.

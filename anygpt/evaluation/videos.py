@@ -75,8 +75,8 @@ def read_video(judge: ImageJudge, video: Video) -> dict[str, str] | None:
             _agreed({seen[slot] for seen, scene in frames for slot in ("first", "second") if scene[slot] == actor})
             for actor in actors
         ]
-        if len(names) == 2 and names[0] == names[1] != UNCLEAR:
-            continue  # it is the same before and after: nothing happens
+        if event.actors == 2 and len({(seen["first"], seen["second"]) for seen, _ in frames}) == 1:
+            continue  # the same before and after: nothing happens
         first, second = (*names, NONE)[:2]
         background = _agreed({seen["background"] for seen, _ in frames})
         return {"event": name, "first": first, "second": second, "background": background}
