@@ -24,6 +24,7 @@ MAX_TEXT_BYTES = 2**20
 EXTENSIONS = {
     "image": ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"),
     "audio": ("flac", "wav", "mp3", "ogg", "opus"),
+    "video": ("mp4", "webm", "mkv", "mov", "avi"),
 }
 """Kind of media (`ModalitySpec.media`) -> extensions of its members in a WebDataset sample."""
 TEXT_EXTENSIONS = ("txt", "text", "caption")

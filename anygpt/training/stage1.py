@@ -71,10 +71,11 @@ class Stage1Config(RunConfig):
         super().__post_init__()
 
     def specs(self) -> list[ModalitySpec]:
-        return [
-            get_modality(name).with_codebooks(codebook_size=m.codebook_size, num_codebooks=m.num_codebooks)
+        specs = {
+            name: get_modality(name).with_codebooks(codebook_size=m.codebook_size, num_codebooks=m.num_codebooks)
             for name, m in self.modalities.items()
-        ]
+        }
+        return [spec.with_parts(specs) for spec in specs.values()]
 
 
 def _manifest(config: Stage1Config) -> Manifest:

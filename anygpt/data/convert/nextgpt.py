@@ -80,12 +80,7 @@ class _Names:
     def kind(self) -> str | None:
         """Of the row's one name, by its extension; None where it has none."""
         suffix = PurePosixPath(self._name or "").suffix[1:].lower()
-        kinds = {
-            "image": EXTENSIONS["image"],
-            "audio": EXTENSIONS["audio"],
-            "video": ("mp4", "avi", "mov", "webm", "mkv"),
-        }
-        return next((kind for kind, suffixes in kinds.items() if suffix in suffixes), None)
+        return next((kind for kind in KINDS if suffix in EXTENSIONS[kind]), None)
 
     def marked(self, mark: re.Match[str], role: Role, where: str) -> list[MediaRef]:
         """What a mark in a message stands for."""
