@@ -307,7 +307,7 @@ class LlamaDecoder:
 
         def attend(_: int, query_HNC: Tensor, new_2GNC: Tensor) -> Tensor:
             parts = zip(query_HNC.split(counts, dim=1), new_2GNC.split(counts, dim=2), strict=True)
-            return torch.cat([self._attend(query_HTC, *new_2GTC, None) for query_HTC, new_2GTC in parts])
+            return torch.cat([self._attend(query_HTC, new_2GTC[0], new_2GTC[1], None) for query_HTC, new_2GTC in parts])
 
         turns_NP = torch.cat([self._turns[:count] for count in counts])
         hidden_NE = self._layers([index for ids in sequences for index in ids], turns_NP, attend)
