@@ -67,11 +67,15 @@ class ModalitySpec:
         return replace(self, codebook_size=codebook_size, num_codebooks=num_codebooks, frame_rate_hz=rate_hz)
 
     def with_parts(self, specs: "Mapping[str, ModalitySpec]") -> "ModalitySpec":
-        """The same modality with its parts as in `specs`, without a sound that isn't there; itself if it has none."""
+        """The same modality with its parts as in `specs`, without a sound that isn't there; itself if it has none.
+
+        Raises AnyGPTError where `specs` lack the frames.
+        """
         if not self.parts:
             return self
+        if self.parts[0].name not in specs:
+            raise AnyGPTError(f"{self.name} is made of {self.parts[0].name} codes; add modality '{self.parts[0].name}'")
         parts = tuple(specs[part.name] for part in self.parts if part.name in specs)
-        assert parts and parts[0].name == self.parts[0].name, f"{self.name} without {self.parts[0].name}"
         return replace(self, parts=parts, codebook_size=sum(part.num_tokens for part in parts))
 
 

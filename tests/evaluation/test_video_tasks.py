@@ -225,3 +225,16 @@ def test_tasks_end_in_report_page_and_gallery(home_with_video: Path) -> None:
     assert Path("page/index.html").is_file() and list(Path("page/media").glob("*.mp4"))
     evaluate(n=2, tasks=tasks, gallery=Path("gallery"))
     assert "## Text to video" in Path("gallery/index.md").read_text() and list(Path("gallery/media").glob("*.gif"))
+
+
+def test_the_shipped_stage_that_adds_videos_is_valid() -> None:
+    from anygpt.paths import resource
+    from anygpt.training.stage1 import read_stage1
+
+    config = read_stage1(resource("config", "stage1-video-mini.yaml"))
+    (spec,) = [spec for spec in config.specs() if spec.name == "video"]
+    tokenizer = load_tokenizer(resource("tokenizers", "frames-mini"))
+    assert tokenizer.spec == spec and [part.name for part in spec.parts] == ["image"]
+    assert {source.direction for source in config.data if source.modality == "video"} == {"x2text", "text2x"}
+    assert sum(source.weight for source in config.data) == pytest.approx(1)
+    assert spec.fewest_codes * videos.FRAMES == 128
