@@ -1,10 +1,13 @@
 """Choosing among several answers to a prompt: the model reads them, and the one that says the prompt best is kept.
 
 Released systems choose among samples by another network, such as CLIP (Ramesh et al. 2021, section 2.6). A model of
-both directions is a judge itself: of candidates for a text it takes that for which the text is likeliest.
+both directions is a judge itself: of candidates for a text it takes that for which the text is likeliest. Of texts
+about a medium it takes the one that is likeliest together with the medium made from it, as a noisy channel has it (Yee
+et al. 2019, equation 3, both weights 1).
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,10 +16,10 @@ import torch
 from torch import Tensor
 
 from anygpt.generation.loop import Answer
-from anygpt.generation.scoring import log_likelihoods_behind
-from anygpt.prompts.render import render_reading
-from anygpt.prompts.segments import Media, Text
-from anygpt.prompts.templates import get_template
+from anygpt.generation.scoring import log_likelihoods, log_likelihoods_behind
+from anygpt.prompts.render import render_answered
+from anygpt.prompts.segments import Media, text_of
+from anygpt.prompts.templates import Direction, get_template
 from anygpt.vocabulary import Span
 
 if TYPE_CHECKING:
@@ -59,8 +62,7 @@ def _words_before_span(model: "AnyGPT", answer: Answer) -> str:
     while first and is_text(answer.ids[first - 1]):
         first -= 1
     items = model.vocabulary.decode_ids(answer.ids[first:-1])
-    text = "".join(item.text for item in items if isinstance(item, Text)).strip()
-    return get_template(model.vocabulary.template).announced(text)
+    return get_template(model.vocabulary.template).announced(text_of(items))
 
 
 def candidate_seed(seed: int, number: int) -> int:
@@ -72,13 +74,34 @@ def candidate_seed(seed: int, number: int) -> int:
 
 def best_fit(model: "AnyGPT", modality: str, text: str, candidates: Sequence[Tensor]) -> int:
     """Which of the candidates, codes int64 [K, T] of a modality, says `text` best to the model; the first of equals."""
-    instruction = model.task_prompts.canonical(modality, "x2text")
-    media = [Media(modality, codes_KT) for codes_KT in candidates]
-    rendered = [render_reading(instruction, text, each, model.vocabulary) for each in media]
+    fits = _fits(model, "x2text", [(text, Media(modality, codes_KT)) for codes_KT in candidates])
+    return fits.index(max(fits))
+
+
+def best_text(model: "AnyGPT", media: Media, prompt_ids: Sequence[int], candidates: Sequence[Answer]) -> int:
+    """Which of the candidates, answers in text to a prompt that is `media`, fits these best; the first of equals."""
+    known: dict[str, int] = {}
+    for number, each in enumerate(candidates):
+        if text := text_of(model.vocabulary.decode_ids(each.ids)):
+            known.setdefault(text, number)
+    if len(known) < 2:
+        return next(iter(known.values()), 0)
+    ways = log_likelihoods(model.decoder, prompt_ids, [candidates[number].ids for number in known.values()])
+    back = _fits(model, "text2x", [(text, media) for text in known])
+    fits = [float(logs_T.double().sum()) + fit for logs_T, fit in zip(ways, back, strict=True)]
+    return list(known.values())[fits.index(max(fits))]
+
+
+def _fits(model: "AnyGPT", direction: Direction, pairs: Sequence[tuple[str, Media]]) -> list[float]:
+    """The logarithms of how likely the answers are, which all are the same, to prompts for these pairs; minus infinity
+    for those that exceed the context."""
+    instruction = model.task_prompts.canonical(pairs[0][1].modality, direction)
+    rendered = [render_answered(direction, instruction, *pair, model.vocabulary) for pair in pairs]
     prompts = [ids[: mask.index(True)] for ids, mask in rendered]
     answer = rendered[0].ids[len(prompts[0]) :]
-    # What is too long to be read back comes last.
+    fits = [-math.inf] * len(pairs)
     fitting = [n for n, prompt in enumerate(prompts) if len(prompt) + len(answer) <= model.decoder.shape.context]
     found = log_likelihoods_behind(model.decoder, [prompts[n] for n in fitting], answer)
-    fits = [float(logs_T.double().sum()) for logs_T in found]
-    return fitting[fits.index(max(fits))] if fitting else 0
+    for number, logs_T in zip(fitting, found, strict=True):
+        fits[number] = float(logs_T.double().sum())
+    return fits

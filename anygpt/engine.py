@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from anygpt.boxes import Box, draw_boxes, find_boxes
-from anygpt.candidates import best_fit, candidate_seed
+from anygpt.candidates import best_fit, best_text, candidate_seed
+from anygpt.config import from_dict
 from anygpt.devices import find_device
 from anygpt.errors import AnyGPTError, CheckpointError, MediaError, nearest
 from anygpt.forms import INSTRUCTION, TEXT, parse_form, split_bars
@@ -29,7 +30,7 @@ from anygpt.media_tokenizers import MediaTokenizers, TokenizerPaths
 from anygpt.modality import ModalitySpec
 from anygpt.paths import resource
 from anygpt.prompts.render import render_base
-from anygpt.prompts.segments import Media, Segment
+from anygpt.prompts.segments import Media, Segment, text_of
 from anygpt.prompts.tags import BoxForm, box_form
 from anygpt.prompts.tasks import TaskPrompts
 from anygpt.prompts.templates import Direction
@@ -154,6 +155,8 @@ class Task:
     """The rules of the answer, None for those of single questions."""
     text: str | None = None
     """What a picture or sound is to be made from: candidates are chosen by it (`Policy.best_of`)."""
+    media: Media | None = None
+    """What a text is about, where that is all the prompt says: the same."""
     boxes: BoxForm | None = None
     """How boxes stand in the answer, where the instruction's tag asks for them."""
     picture: str | Path | Image.Image | None = None
@@ -162,6 +165,10 @@ class Task:
     def candidates(self) -> "list[Task]":
         """The task with other seeds, as often as the policy says; the task itself first."""
         policy = self.policies[self.target]
+        if self.media is not None:
+            others = {**self.policies, self.target: policy.of_others}
+            seeds = [candidate_seed(self.seed, number) for number in range(1, policy.best_of)]
+            return [self, *(replace(self, seed=seed, policies=others) for seed in seeds)]
         count = 1 if self.text is None or policy.is_greedy else policy.best_of
         return [replace(self, seed=candidate_seed(self.seed, number)) for number in range(count)]
 
@@ -179,12 +186,14 @@ class AnyGPT:
         tokenizers: MediaTokenizers,
         *,
         policies: dict[str, Policy],
+        reading: Mapping[str, Mapping[str, Any]] | None = None,
         task_prompts: TaskPrompts,
         config_dir: Path | str | None = None,
         seed: int | None = None,
     ) -> None:
-        """`policies` by modality and "text"; `config_dir` holds that of chat's text (None: the shipped one). `seed` is
-        what `run` and `session` use when they are given none (None: a new one)."""
+        """`policies` by modality and "text"; `reading` has other fields of that of text, by modality of the media that
+        texts are about. `config_dir` holds that of chat's text (None: the shipped one). `seed` is what `run` and
+        `session` use when they are given none (None: a new one)."""
         if decoder.shape.vocab_size < vocabulary.size:
             raise CheckpointError(
                 f"the model has {decoder.shape.vocab_size} rows of embeddings, its vocabulary {vocabulary.size} ids: "
@@ -194,6 +203,7 @@ class AnyGPT:
         self.vocabulary = vocabulary
         self.tokenizers = tokenizers
         self.policies = policies
+        self.reading = dict(reading or {})
         self.task_prompts = task_prompts
         self.seed = seed
         self._config_dir = config_dir
@@ -227,7 +237,15 @@ class AnyGPT:
         where = find_device(device)
         vocabulary = Vocabulary.from_pretrained(folder)
         manifest = read_manifest(folder)
-        own = {name: entry.decoding for name, entry in manifest.modalities.items()} if manifest is not None else {}
+        entries = manifest.modalities if manifest is not None else {}
+        reading = {name: entry.reading for name, entry in entries.items()}
+        policies = load_policies(
+            config_dir or resource("config"),
+            vocabulary.specs.values(),
+            defaults={name: entry.decoding for name, entry in entries.items()},
+        )
+        for name, own in reading.items():
+            from_dict(Policy, own, source=f"the model's settings for reading {name}")
         tokenizers = MediaTokenizers(
             vocabulary.specs,
             manifest=manifest,
@@ -246,7 +264,8 @@ class AnyGPT:
             load_decoder(folder, dtype=_dtype(dtype, where), device=where),
             vocabulary,
             tokenizers,
-            policies=load_policies(config_dir or resource("config"), vocabulary.specs.values(), defaults=own),
+            policies=policies,
+            reading=reading,
             task_prompts=TaskPrompts.load(),
             config_dir=config_dir,
             seed=seed,
@@ -481,7 +500,7 @@ class AnyGPT:
         answer: dict[str, Any] = {}
         items = self.vocabulary.decode_ids(ids)
         if task.target == TEXT:
-            answer["text"] = "".join(item.text for item in items if isinstance(item, Text)).strip()
+            answer["text"] = text_of(items)
             if task.boxes is not None:
                 answer |= {"boxes": find_boxes(answer["text"]), "picture": task.picture}
         else:
@@ -510,6 +529,8 @@ class AnyGPT:
         """The answer of a task among those of `making`, all of them done."""
         if len(candidates) == 1:
             return candidates[0]
+        if task.media is not None:
+            return candidates[best_text(self, task.media, task.ids, candidates)]
         assert task.text is not None
         spans = [self.vocabulary.decode_ids(candidate.ids)[0] for candidate in candidates]
         codes = [span.codes_KT for span in spans if isinstance(span, Span)]
@@ -526,7 +547,8 @@ class AnyGPT:
         """As `task`, with the arguments of `ask`: all that an answer is made from. Raises AnyGPTError as `run` does."""
         name = source if target == TEXT else target
         assert TEXT in (source, target) and name in self.specs, (source, target)
-        policy, fields = self._split_settings(target, dict(settings))
+        own = self.reading.get(source, {}) if target == TEXT else {}
+        policy, fields = self._split_settings(target, {**own, **settings})
         given = _instruction(fields.pop(INSTRUCTION, None))
         fields = {key: self.load(target, value, is_prompt=True) for key, value in fields.items()}
         segment = _plain(content) if source == TEXT else Media(source, self.encode(source, content))
@@ -540,6 +562,7 @@ class AnyGPT:
             decoder_settings=policy.decoder_settings | fields,
             seed=seed,
             text=segment.text if isinstance(segment, Text) else None,
+            media=segment if isinstance(segment, Media) and given is None else None,
             boxes=box_form(given or "") if self.specs[name].media == "image" else None,
             picture=content if isinstance(content, str | Path | Image.Image) and target == TEXT else None,
         )

@@ -33,6 +33,8 @@ class ModalityEntry:
     """Of that tokenizer; None where it is the row's."""
     decoding: dict[str, Any] = field(default_factory=dict)
     """Fields of `generation.policies.Policy` that suit this model, where the policy file says nothing."""
+    reading: dict[str, Any] = field(default_factory=dict)
+    """The same for texts about media of this modality; they go before the policy file of text, which is for all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from anygpt.engine import Task, task_or_error
 from anygpt.errors import AnyGPTError
 from anygpt.forms import INSTRUCTION, TEXT, parse_form, quoted
 from anygpt.generation.scoring import log_likelihoods
-from anygpt.prompts.render import Rendered, render, render_reading
+from anygpt.prompts.render import Rendered, render, render_answered
 from anygpt.prompts.segments import Media, Turn
 from anygpt.prompts.tags import box_form
 from anygpt.prompts.templates import load_templates
@@ -132,7 +132,7 @@ def _answered_prompt(model: "AnyGPT", prompt: str) -> Callable[[str], Rendered]:
         raise AnyGPTError(f"{form.source}|{form.target}: candidates are texts; expected a prompt such as image|text|…")
     media = Media(form.source, model.encode(form.source, form.content))
     instruction = form.fields.get(INSTRUCTION) or model.task_prompts.canonical(form.source, "x2text")
-    return lambda text: render_reading(instruction, text, media, model.vocabulary)
+    return lambda text: render_answered("x2text", instruction, text, media, model.vocabulary)
 
 
 def _answered_message(model: "AnyGPT", text: str, media: "Sequence[Given]") -> Callable[[str], Rendered]:

@@ -17,11 +17,13 @@ from anygpt.candidates import best_fit, candidate_seed
 from anygpt.engine import Result
 from anygpt.errors import ConfigError
 from anygpt.generation.llama import LlamaDecoder
+from anygpt.generation.loop import decode, generate
 from anygpt.generation.reading import TextPiece
 from anygpt.prompts.render import render_base
-from anygpt.prompts.segments import Media
+from anygpt.prompts.segments import Media, text_of
 from anygpt.prompts.templates import load_templates
 from anygpt.session import MediaMade
+from anygpt.vocabulary import Text
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -159,3 +161,52 @@ def test_what_is_too_long_to_be_read_back_comes_last(model: AnyGPT) -> None:
 def test_no_candidate_is_a_mistake(model: AnyGPT) -> None:
     with pytest.raises(ConfigError, match="'best_of' is 0, expected at least 1"):
         model.run(PROMPT, best_of=0)
+
+
+def test_of_texts_about_a_picture_the_one_that_fits_best_is_kept(model: AnyGPT, tiny_home: Path) -> None:
+    """log P(text | codes) + log P(codes | text), id by id with Hugging Face's model; the first is drawn as ever."""
+    folder = next((tiny_home / "models").iterdir())
+    picture = torch.arange(32)[None] % 8
+    settings: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5}
+    task = model.prepare("image", "text", picture, SEED, {**settings, "best_of": 4, "choice_temperature": 1.5})
+    answers = model.making(task)
+    for _ in decode(model.decoder, answers, batch_size=4):
+        pass
+    assert answers[0].ids == list(generate(model.decoder, task.ids, **model.rules(task)))
+    texts = [text_of(model.vocabulary.decode_ids(answer.ids)) for answer in answers]
+    assert len(set(texts)) > 1
+    plain = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def log_p(prompt: list[int], answer: list[int]) -> float:
+        with torch.inference_mode():
+            logits_TV = plain(torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
+        return float(logits_TV[len(prompt) - 1 : -1].gather(1, torch.tensor(answer)[:, None]).sum())
+
+    fits = []
+    for text, answer in zip(texts, answers, strict=True):
+        instruction = model.task_prompts.canonical("image", "text2x")
+        making = render_base("text2x", instruction, [Text(text)], model.vocabulary)
+        codes_ids = [*model.vocabulary.encode_codes("image", picture), model.vocabulary.control_id("<eos>")]
+        fits.append(log_p(task.ids, answer.ids) + log_p(making, codes_ids))
+    best = fits.index(max(fits))
+    assert model.chosen(task, answers).ids == answers[best].ids
+    settings |= {"best_of": 4, "choice_temperature": 1.5}
+    assert model.ask("image", "text", picture, seed=SEED, **settings).text == texts[best]
+
+
+def test_a_model_says_how_it_reads(tiny_home: Path, tmp_path: Path) -> None:
+    """Of the media that it says so for; with an instruction of one's own there is nothing to choose by."""
+    folder = shutil.copytree(next((tiny_home / "models").iterdir()), tmp_path / "own")
+    manifest = json.loads((folder / "anygpt.json").read_text())
+    manifest["modalities"]["image"]["reading"] = {"best_of": 3}
+    (folder / "anygpt.json").write_text(json.dumps(manifest))
+    own = AnyGPT.from_pretrained(folder)
+    picture, clip = torch.zeros(1, 32, dtype=torch.int64), torch.zeros(3, 8, dtype=torch.int64)
+    assert len(own.making(own.prepare("image", "text", picture, 0, {}))) == 3
+    assert len(own.making(own.prepare("image", "text", picture, 0, {"best_of": 1}))) == 1
+    assert len(own.making(own.prepare("image", "text", picture, 0, {"instruction": "how many?"}))) == 1
+    assert len(own.making(own.prepare("music", "text", clip, 0, {}))) == 1
+    manifest["modalities"]["image"]["reading"] = {"best_off": 3}
+    (folder / "anygpt.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="settings for reading image: unknown key 'best_off'"):
+        AnyGPT.from_pretrained(folder)

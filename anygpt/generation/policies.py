@@ -37,9 +37,11 @@ class Policy:
     """Media: how far the logits go from those without the prompt's input to those with it, and beyond
     (classifier-free guidance); 1 is without guidance and its second pass."""
     best_of: int = 1
-    """Media: answers made at once, of which the one is kept that the model itself reads the prompt from most surely
-    (`anygpt.candidates`); in conversations, its own words before it. Not in streams, which have begun before there is a
-    choice."""
+    """Answers made at once, of which one is kept (`anygpt.candidates`): of media the one that the model itself reads
+    the prompt from most surely, in conversations its own words before it; of texts about media the one that fits these
+    best. Not in streams, which have begun before there is a choice."""
+    choice_temperature: float = 1.0
+    """Text: at which temperature all candidates but the first are drawn."""
     vc_steps: int | None = None
     """Speech: iterations of SoundStorm over the first level it fills in."""
 
@@ -54,6 +56,7 @@ class Policy:
             "num_beams": (self.num_beams == 1, "1: beam search is not supported, answers are sampled or greedy"),
             "guidance_scale": (0 <= self.guidance_scale < math.inf, "at least 0 (1: no guidance)"),
             "best_of": (self.best_of >= 1, "at least 1"),
+            "choice_temperature": (0 < self.choice_temperature < math.inf, "above 0"),
             "vc_steps": (self.vc_steps is None or self.vc_steps >= 1, "at least 1"),
         }
         for field, (is_valid, expected) in rules.items():
@@ -63,6 +66,12 @@ class Policy:
     @property
     def is_greedy(self) -> bool:
         return not self.do_sample or self.temperature == 0
+
+    @property
+    def of_others(self) -> "Policy":
+        """That of the candidates for a text beside the first."""
+        free = {"do_sample": True, "temperature": self.choice_temperature, "top_k": 0, "top_p": 1.0}
+        return dataclasses.replace(self, **free)
 
     @property
     def decoder_settings(self) -> dict[str, int]:

@@ -137,9 +137,9 @@ def render_pretrain(
     return Rendered([*ids, vocab.text_eos_id], [train_question, *loss_mask[1:], True])
 
 
-def render_reading(instruction: str, text: str, media: Media, vocab: Vocabulary) -> Rendered:
-    """A prompt from media to text with its answer, up to the answer's end; only the answer counts in `loss_mask`."""
-    ids, mask = render_pretrain("x2text", instruction, text, media, vocab, train_question=False)
+def render_answered(direction: Direction, instruction: str, text: str, media: Media, vocab: Vocabulary) -> Rendered:
+    """A prompt with its answer, up to the answer's end; only the answer counts in `loss_mask`."""
+    ids, mask = render_pretrain(direction, instruction, text, media, vocab, train_question=False)
     return Rendered(ids[:-1], mask[:-1])  # without the end of the training example
 
 

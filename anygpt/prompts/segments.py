@@ -52,12 +52,17 @@ class Turn:
     @property
     def text(self) -> str:
         """The text segments joined, without space at the ends; media and control tokens left out."""
-        return "".join(segment.text for segment in self.segments if isinstance(segment, Text)).strip()
+        return text_of(self.segments)
 
     @property
     def media(self) -> list[Media]:
         """The media segments in order."""
         return [segment for segment in self.segments if isinstance(segment, Media)]
+
+
+def text_of(items: Iterable[Text | Control | Span | Media]) -> str:
+    """The texts among them joined, without space at the ends."""
+    return "".join(item.text for item in items if isinstance(item, Text)).strip()
 
 
 def segments_from_items(items: Iterable[Text | Control | Span]) -> tuple[Segment, ...]:

@@ -65,6 +65,8 @@ class ModalityConfig:
     """Name under `tokenizers/`; its fingerprint goes into the checkpoint. None: the released tokenizers."""
     decoding: dict[str, Any] = field(default_factory=dict)
     """Fields of `generation.policies.Policy` for the checkpoint, such as `guidance_scale`; policy files go before."""
+    reading: dict[str, Any] = field(default_factory=dict)
+    """The same for texts about media of this modality."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,7 @@ def _manifest(config: Stage1Config) -> Manifest:
                     f"modalities.{name}: {modality.num_codebooks} x {modality.codebook_size} codes, but tokenizer "
                     f"'{modality.tokenizer}' has {entry.num_codebooks} x {entry.codebook_size}"
                 )
-        entries[name] = dataclasses.replace(entry, decoding=modality.decoding)
+        entries[name] = dataclasses.replace(entry, decoding=modality.decoding, reading=modality.reading)
     return Manifest(modalities=entries, template=config.template)
 
 

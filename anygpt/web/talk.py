@@ -294,11 +294,13 @@ class Talk:
         task = self._model.prepare(source, target, content, question.seed, settings)
         reader = AnswerReader(self._model.vocabulary)
         making = self._model.making(task)
-        for made, index in self._ids(making):
-            if made is making[0]:  # the only one where the answer is text
+        for _, index in self._ids(making):
+            if len(making) == 1:
                 yield from (event for event in reader.push(index) if isinstance(event, TextPiece))
         yield from reader.flush()
         result = self._model.result(task, self._model.chosen(task, making).ids, began)
+        if len(making) > 1 and result.text:
+            yield TextPiece(result.text)
         answer: Text | Media = Text(result.text or "")
         if result.media is not None:
             assert result.codes_KT is not None
