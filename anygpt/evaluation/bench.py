@@ -248,3 +248,21 @@ class Bench:
         if self.model is None:
             raise AnyGPTError("no model is loaded; this part of the evaluation needs one")
         return self.model
+
+
+def captioned(
+    bench: Bench, world: Any, *, media: Callable[[Any], Any], truth: Callable[[Any], dict[str, str]]
+) -> Callable[[int], Case]:
+    """The samples of a world as cases, with their canonical captions."""
+
+    def case(index: int) -> Case:
+        sample = world.sample(index)
+        return Case(
+            index=index,
+            seed=bench.case_seed(index),
+            media=media(sample),
+            text=sample.caption,
+            truth=truth(sample),
+        )
+
+    return case

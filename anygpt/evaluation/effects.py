@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from anygpt.evaluation.bench import Bench, Case
+from anygpt.evaluation.bench import Bench, Case, captioned
 from anygpt.evaluation.metrics import Scores, compare
 from anygpt.media import Audio
 from anygpt.world import effects
@@ -20,18 +20,12 @@ EFFECT_MEASURES: Mapping[str, Sequence[str]] = {
 def effect_cases(bench: Bench) -> Callable[[int], Case]:
     """Clips of held-out combinations with canonical captions."""
     world = effects.EffectWorld("heldout", seed=bench.world_seed)
-
-    def case(index: int) -> Case:
-        sample = world.sample(index)
-        return Case(
-            index=index,
-            seed=bench.case_seed(index),
-            media=Audio(sample.wave[None], effects.RATE_HZ),
-            text=sample.caption,
-            truth=effects.facts(sample.attributes),
-        )
-
-    return case
+    return captioned(
+        bench,
+        world,
+        media=lambda sample: Audio(sample.wave[None], effects.RATE_HZ),
+        truth=lambda sample: effects.facts(sample.attributes),
+    )
 
 
 def effect_scores(bench: Bench, case: Case, clip: Audio | None) -> Scores:

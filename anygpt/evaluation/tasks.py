@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from anygpt.evaluation.bench import Bench, Case, Question
+from anygpt.evaluation.bench import Bench, Case, Question, captioned
 from anygpt.evaluation.effects import effect_caption_scores, effect_cases, effect_scores
 from anygpt.evaluation.judges import music_attributes
 from anygpt.evaluation.metrics import Scores, compare, word_errors
@@ -104,35 +104,23 @@ class Task:
 def image_cases(bench: Bench) -> Cases:
     """Held-out pictures with canonical captions."""
     world = images.ImageWorld("heldout", seed=bench.world_seed)
-
-    def case(index: int) -> Case:
-        sample = world.sample(index)
-        return Case(
-            index=index,
-            seed=bench.case_seed(index),
-            media=Image.fromarray(sample.pixels),
-            text=sample.caption,
-            truth=images.attributes(sample.scene),
-        )
-
-    return case
+    return captioned(
+        bench,
+        world,
+        media=lambda sample: Image.fromarray(sample.pixels),
+        truth=lambda sample: images.attributes(sample.scene),
+    )
 
 
 def music_cases(bench: Bench) -> Cases:
     """Clips of held-out combinations with canonical captions."""
     world = music.MusicWorld("heldout", seed=bench.world_seed)
-
-    def case(index: int) -> Case:
-        sample = world.sample(index)
-        return Case(
-            index=index,
-            seed=bench.case_seed(index),
-            media=Audio(sample.wave[None], music.RATE_HZ),
-            text=sample.caption,
-            truth=music_attributes(sample.attributes),
-        )
-
-    return case
+    return captioned(
+        bench,
+        world,
+        media=lambda sample: Audio(sample.wave[None], music.RATE_HZ),
+        truth=lambda sample: music_attributes(sample.attributes),
+    )
 
 
 def speech_cases(split: str) -> Callable[[Bench], Cases]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from anygpt.evaluation.bench import Bench, Case
+from anygpt.evaluation.bench import Bench, Case, captioned
 from anygpt.evaluation.judges import ImageJudge
 from anygpt.evaluation.metrics import Scores, compare
 from anygpt.video import Video
@@ -31,18 +31,12 @@ on average and of 255, shows no object (measured: empty ones up to 0.9 after the
 def video_cases(bench: Bench) -> Callable[[int], Case]:
     """Clips of held-out combinations with canonical captions."""
     world = videos.VideoWorld("heldout", seed=bench.world_seed)
-
-    def case(index: int) -> Case:
-        sample = world.sample(index)
-        return Case(
-            index=index,
-            seed=bench.case_seed(index),
-            media=Video(tuple(map(Image.fromarray, sample.frames)), videos.RATE_HZ),
-            text=sample.caption,
-            truth=videos.facts(sample.attributes),
-        )
-
-    return case
+    return captioned(
+        bench,
+        world,
+        media=lambda sample: Video(tuple(map(Image.fromarray, sample.frames)), videos.RATE_HZ),
+        truth=lambda sample: videos.facts(sample.attributes),
+    )
 
 
 def video_scores(bench: Bench, case: Case, video: Video | None) -> Scores:
