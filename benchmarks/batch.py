@@ -139,7 +139,8 @@ def whole(model: AnyGPT, options: argparse.Namespace) -> dict[str, object]:
         "beside_processor_s": round(processor_beside, 3),
         "caller_processor_s": round(caller, 3),
         "ratio": round(statistics.median(a[0] / b[0] for a, b in zip(*seconds.values(), strict=True)), 2),
-        "ratio_at_best": round(processor / max(caller, processor_beside - caller), 2),
+        # torch's own threads count with the rest.
+        "ratio_at_best": round(processor / max(caller, processor_beside - caller), 2) if options.threads == 1 else None,
     }
 
 
