@@ -85,6 +85,16 @@ def build_home(home: Path, specs: Mapping[str, ModalitySpec] = SPECS) -> Path:
     return home
 
 
+def link_home(tiny_home: Path, home: Path, **text: Any) -> Path:
+    """The home built at `tiny_home` once more at `home`, with other settings of text; returns `home`."""
+    for name in ("models", "tokenizers", "task_prompts"):
+        (home / name).symlink_to(tiny_home / name)
+    shutil.copytree(tiny_home / "config", home / "config")
+    for name in ("generate_config.json", "text_generate_config.json"):
+        (home / "config" / name).write_text(json.dumps({**POLICIES["text"], **text}))
+    return home
+
+
 def build_vocabulary(folder: Path, specs: Mapping[str, ModalitySpec] = SPECS) -> Vocabulary:
     """Train a text tokenizer of some 300 pieces and write the tokenizer files of a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)

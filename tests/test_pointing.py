@@ -1,14 +1,13 @@
 """Boxes asked for with tags, from the model's API and its commands: in base prompts and in conversations."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fixtures_cli import Ran
 from fixtures_media import picture_bytes
-from fixtures_tiny import MODEL
+from fixtures_tiny import MODEL, link_home
 from PIL import Image
 
 from anygpt import AnyGPT
@@ -26,15 +25,11 @@ LONG = {"max_new_tokens": 60, "do_sample": True, "temperature": 1.0}
 @pytest.fixture(scope="module")
 def pointing_home(tiny_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose texts are long enough for boxes, with a base and a chat model."""
-    home = tmp_path_factory.mktemp("pointing")
-    for name in ("tokenizers", "task_prompts"):
-        (home / name).symlink_to(tiny_home / name)
+    home = link_home(tiny_home, tmp_path_factory.mktemp("pointing"), **LONG)
+    (home / "models").unlink()
     (home / "models").mkdir()
     for name in (MODEL, DEFAULT_MODEL):
         (home / "models" / name).symlink_to(tiny_home / "models" / MODEL)
-    shutil.copytree(tiny_home / "config", home / "config")
-    for name in ("generate_config.json", "text_generate_config.json"):
-        (home / "config" / name).write_text(json.dumps(LONG))
     return home
 
 

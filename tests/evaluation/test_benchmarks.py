@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fixtures_benchmarks import build_scorers, build_sets
-from fixtures_tiny import MODEL
+from fixtures_tiny import MODEL, link_home
 
 from anygpt.cli.evaluate import evaluate
 from anygpt.engine import AnyGPT
@@ -42,8 +42,12 @@ def rows(path: str = "docs/quality.json") -> dict[tuple[str, str], dict[str, Any
 WITHOUT_JAVA = [name for name in BENCHMARKS if name != "coco-caption"]
 
 
-@pytest.mark.usefixtures("home", "in_tmp_path")
-def test_all_benchmarks_end_in_a_report(data: Path, scorers: list[str]) -> None:
+@pytest.mark.usefixtures("in_tmp_path")
+def test_all_benchmarks_end_in_a_report(
+    data: Path, scorers: list[str], tiny_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("ANYGPT_HOME", str(link_home(tiny_home, tmp_path / "home", max_new_tokens=30)))  # a box's ids
     tasks = list(BENCHMARKS) if shutil.which("java") else WITHOUT_JAVA
     flags: dict[str, Any] = {"tasks": tasks, "data": data, "scorer": scorers, "n": 4, "batch_size": 3}
     evaluate(**flags)
