@@ -81,6 +81,17 @@ def pair_of(row: dict[str, Any], spec: ModalitySpec, where: str) -> tuple[str, s
     return check_field(row, "text", spec, where), check_field(row, spec.name, spec, where)
 
 
+def instruction_of(row: dict[str, Any], where: str) -> str | None:
+    """What a row of media to text asks for in words of its own, None where it leaves that to the task's wordings.
+
+    Raises AnyGPTError for anything but a text.
+    """
+    value = row.get("instruction")
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise AnyGPTError(f"{where}: field 'instruction' is {value!r}, expected a text")
+    return value.strip() if value is not None else None
+
+
 def in_validation(text: str, fraction: float) -> bool:
     """Whether the pair with this text belongs to validation: a hash, so that equal texts never fall on both sides."""
     digest = hashlib.sha256(text.strip().lower().encode()).digest()

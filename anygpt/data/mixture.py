@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from anygpt.blocks import Block
 from anygpt.code_strings import string_to_codes
-from anygpt.data.jsonl import in_validation, pair_of
+from anygpt.data.jsonl import in_validation, instruction_of, pair_of
 from anygpt.data.packing import Example, PackingConfig, collate_rows, pack_rows
 from anygpt.data.shard_folder import open_rows
 from anygpt.errors import AnyGPTError, ConfigError, nearest
@@ -149,12 +149,18 @@ class PairSource:
 
     def pair(self, index: int) -> tuple[str, Media]:
         """Text and media codes of a line. Raises AnyGPTError or CodeError naming file and line."""
-        where = self.file.where(index)
-        text, string = pair_of(self.file[index], self.spec, where)
+        text, media, _ = self._read(index)
+        return text, media
+
+    def _read(self, index: int) -> tuple[str, Media, str | None]:
+        """As `pair`, with the instruction that the line has, if it does."""
+        row, where = self.file[index], self.file.where(index)
+        text, string = pair_of(row, self.spec, where)
         try:
-            return text, Media(self.spec.name, string_to_codes(self.spec, string))
+            media = Media(self.spec.name, string_to_codes(self.spec, string))
         except AnyGPTError as error:
             raise AnyGPTError(f"{where}: {error}") from None
+        return text, media, instruction_of(row, where)
 
     @cached_property
     def split(self) -> tuple[Sequence[int], Sequence[int]]:
@@ -176,7 +182,11 @@ class PairSource:
         drop_input: bool = False,
     ) -> Example:
         """Line `index` as a training example; `answer_only` gives the question no weight, to measure the answer."""
-        text, media = self.pair(index)
+        text, media, own = self._read(index)
+        if own is not None and direction != "x2text":
+            where = self.file.where(index)
+            raise AnyGPTError(f"{where}: has an instruction for {self.spec.name} to text; set direction: x2text")
+        instruction = own or instruction
         if self.config.form == "base":
             rendered = render_pretrain(
                 direction, instruction, text, media, self.vocab, train_question=False, drop_input=drop_input

@@ -17,6 +17,7 @@ from anygpt.media import Audio, atomic_write
 from anygpt.tokenizers.base import ModalityTokenizer
 from anygpt.video import Video
 from anygpt.world import effects, images, music, speech, videos
+from anygpt.world.dialogues import POINTING, DialogueWorld
 from anygpt.world.sentences import typed_variant
 
 logger = logging.getLogger(__name__)
@@ -94,9 +95,7 @@ def write_pairs(
     The first file holds canonical captions, to learn describing from; the second what users might type, to learn
     making from. A killed run goes on where its partial files end. Raises AnyGPTError for a count below 1.
     """
-    for flag, number in (("--count", count), ("--batch-size", batch_size)):
-        if number < 1:
-            raise AnyGPTError(f"{flag} is {number}, expected at least 1")
+    _check_counts(count, batch_size)
     name = tokenizer.modality
     spec = tokenizer.spec
     out.mkdir(parents=True, exist_ok=True)
@@ -126,6 +125,46 @@ def write_pairs(
     for path, whole in zip(partial, paths, strict=True):
         path.replace(whole)
     return paths
+
+
+def write_pointing(
+    tokenizer: ModalityTokenizer, out: Path, *, count: int, split: str = "train", seed: int = 0, batch_size: int = 64
+) -> Path:
+    """Tokenize `count` pictures into `out/image_pointing.jsonl`, with an instruction behind a tag (`prompts.tags`) and
+    the answer as text, boxes in it: the first rounds of the conversations of `dialogues.pointing`.
+
+    A killed run goes on where its partial file ends. Raises AnyGPTError for a count below 1.
+    """
+    _check_counts(count, batch_size)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "image_pointing.jsonl"
+    if path.is_file():
+        logger.info("%s exists already", path)
+        return path
+    partial = path.with_suffix(f".{split}-{seed}.partial")
+    done = _whole_lines(partial)
+    _keep_lines(partial, done)
+    world = DialogueWorld(split, seed, scenarios=POINTING)
+    with tqdm(total=count, initial=done, unit="pair", desc="pointing", mininterval=2) as bar:
+        while done < count:
+            batch = [world.dialogue(index).messages[:2] for index in range(done, min(done + batch_size, count))]
+            scenes = [images.parse_caption(asked.media[0].caption) for asked, _ in batch]
+            codes = tokenizer.encode([Image.fromarray(images.render(scene)) for scene in scenes if scene is not None])
+            with partial.open("a", encoding="utf-8") as file:
+                for (asked, answered), codes_KT in zip(batch, codes, strict=True):
+                    string = codes_to_string(tokenizer.spec, codes_KT)
+                    row = {"text": answered.text, "image": string, "instruction": asked.text}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            done += len(batch)
+            bar.update(len(batch))
+    partial.replace(path)
+    return path
+
+
+def _check_counts(count: int, batch_size: int) -> None:
+    for flag, number in (("--count", count), ("--batch-size", batch_size)):
+        if number < 1:
+            raise AnyGPTError(f"{flag} is {number}, expected at least 1")
 
 
 def _whole_lines(path: Path) -> int:

@@ -1,24 +1,32 @@
 """Boxes of the image world, and conversations about where things are."""
 
+import json
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures_cli import Ran
+from fixtures_tiny import MODEL
 from hypothesis import given
 from hypothesis import strategies as st
 
 from anygpt.boxes import Box, find_boxes, parse_box
 from anygpt.data.dialogue import Dialogue, check_messages
+from anygpt.data.mixture import PairSource, SourceConfig
 from anygpt.errors import AnyGPTError
+from anygpt.prompts.render import render_base
 from anygpt.prompts.tags import TAGS, find_tag
+from anygpt.prompts.tasks import TaskPrompts
+from anygpt.tokenizers.base import load_tokenizer
+from anygpt.vocabulary import Vocabulary
 from anygpt.world import emoji, images
-from anygpt.world.dialogues import SCENARIOS, DialogueWorld
+from anygpt.world.dialogues import POINTING, SCENARIOS, DialogueWorld
 from anygpt.world.dialogues.facts import KIND_OF
 from anygpt.world.dialogues.pointing import grounded_caption
 from anygpt.world.emoji import OBJECTS
-
-POINTING = ("refer", "identify", "detection", "grounding", "tagged-caption", "tagged-vqa")
+from anygpt.world.pairs import write_pointing
 
 
 def _font_is_here() -> bool:
@@ -121,3 +129,37 @@ def test_they_are_written_only_where_they_are_asked_for_by_name() -> None:
     assert not any(find_tag(message.text) for each in dialogues("train") for message in each.messages)
     assert {each.scenario for each in dialogues("train", *POINTING)} == set(POINTING)
     assert dialogues("train", *POINTING) == dialogues("train", *POINTING)
+
+
+def test_pairs_for_base_prompts(tiny_home: Path, tmp_path: Path) -> None:
+    """One file by one command; a killed run goes on where it ended, and the file trains what the engine asks."""
+    tokenizer = load_tokenizer(tiny_home / "tokenizers" / "seed-tiny")
+    path = write_pointing(tokenizer, tmp_path / "whole", count=30, batch_size=7)
+    lines = path.read_text().splitlines(keepends=True)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "image_pointing.train-0.partial").write_text("".join(lines[:4]) + lines[4][:20])
+    assert write_pointing(tokenizer, tmp_path / "killed", count=30).read_text() == "".join(lines)
+    assert write_pointing(tokenizer, tmp_path / "whole", count=99) == path
+    rows = [json.loads(line) for line in lines]
+    assert {find_tag(row["instruction"]) for row in rows} <= set(TAGS) and len(rows) == 30
+    assert any(find_boxes(row["text"]) for row in rows)
+
+    vocab = Vocabulary.from_pretrained(tiny_home / "models" / MODEL)
+    config = SourceConfig(path=path, modality="image", direction="x2text")
+    source = PairSource(config, vocab, TaskPrompts.load(), validation_fraction=0.0)
+    (example,) = source.examples(0)
+    media = source.pair(0)[1]
+    prompt = render_base("x2text", rows[0]["instruction"], [media], vocab)
+    assert example.ids[: len(prompt)] == prompt
+    turned = PairSource(SourceConfig(path=path, modality="image"), vocab, TaskPrompts.load(), validation_fraction=0.0)
+    with pytest.raises(AnyGPTError, match="line 1: has an instruction for image to text; set direction: x2text"):
+        list(turned.examples(0))
+    path.write_text(json.dumps({**rows[0], "instruction": 3}) + "\n")
+    with pytest.raises(AnyGPTError, match="line 1: field 'instruction' is 3, expected a text"):
+        PairSource(config, vocab, TaskPrompts.load(), validation_fraction=0.0).pair(0)
+
+
+def test_the_flag_goes_with_pictures(tmp_path: Path) -> None:
+    for flags in (["speech", "--boxes"], ["image", "--boxes", "--raw"]):
+        ran = Ran("world", *flags, "--out", str(tmp_path), "--count", "1")
+        assert ran.code != 0 and "--boxes goes with image, and without --raw" in ran.err[-1]

@@ -99,6 +99,10 @@ SCENARIOS: dict[str, Scenario] = {
 """Scenarios by name; between those without `on_request` every modality is answered with every other and with itself."""
 
 
+POINTING = ("refer", "identify", "detection", "grounding", "tagged-caption", "tagged-vqa")
+"""The scenarios with MiniGPT-v2's tags."""
+
+
 class DialogueWorld:
     """An endless, indexable stream of conversations: `dialogue(i)` depends on (seed, split, scenarios, i) alone.
 
