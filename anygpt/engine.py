@@ -595,10 +595,11 @@ class AnyGPT:
             check_limits(policy, self.specs[target], "generation settings")
         return policy, fields
 
-    def load(self, name: str, media: Any, *, is_prompt: bool = False) -> Any:
-        """A picture or sound for modality `name`, from a file unless it is one already.
+    def load(self, name: str, media: Any, *, is_prompt: bool = False, **limits: Any) -> Any:
+        """A picture, sound or video for modality `name`, from a file unless it is one already.
 
-        `is_prompt` is for a sample such as a voice. Raises MediaError for a file that is unfit or too long.
+        `is_prompt` is for a sample such as a voice; `limits` are for the function that reads the file. Raises
+        MediaError for a file that is unfit or too long.
         """
         spec = self.specs[name]
         kind = _KINDS[spec.media]
@@ -606,7 +607,6 @@ class AnyGPT:
             return media
         if not isinstance(media, str | Path):
             raise MediaError(f"{name} is given as {type(media).__name__}, expected a path or {kind.type.__name__}")
-        limits: dict[str, Any] = {}
         if is_prompt:
             limits["min_duration_s"] = MIN_VOICE_S
         elif spec.codes_per_s is not None:

@@ -95,13 +95,9 @@ def save_video(path: Path | str, video: Video) -> Path:
     written there.
     """
     path = Path(path)
-    content = io.BytesIO()  # in memory first, as sounds are
-    if path.suffix.lower() == ".gif":
-        _write_gif(content, video)
-    else:
-        _write_mp4(content, video)
+    content = gif_bytes(video) if path.suffix.lower() == ".gif" else mp4_bytes(video)  # in memory, as sounds are
     with atomic_write(path) as temporary:
-        temporary.write_bytes(content.getvalue())
+        temporary.write_bytes(content)
     return path
 
 
@@ -211,16 +207,21 @@ def _load_sound(path: Path, name: str, max_duration_s: float) -> Audio | None:
     return None if is_silent(sound) else sound
 
 
-def _write_gif(content: io.BytesIO, video: Video) -> None:
+def gif_bytes(video: Video) -> bytes:
+    """A video as GIF, without its sound."""
+    content = io.BytesIO()
     # Times are whole hundredths of a second: rounded at the ends of frames, so that they don't drift.
     ends = [round((number + 1) / video.rate_hz * 1000 / GIF_STEP_MS) for number in range(len(video.frames))]
     durations = [(end - start) * GIF_STEP_MS for start, end in zip([0, *ends], ends, strict=False)]
     first, *others = (frame.quantize(256, method=Image.Quantize.MEDIANCUT) for frame in video.frames)
     first.save(content, format="GIF", save_all=True, append_images=others, duration=durations, loop=0, optimize=False)
+    return content.getvalue()
 
 
-def _write_mp4(content: io.BytesIO, video: Video) -> None:
+def mp4_bytes(video: Video) -> bytes:
+    """A video as MP4: H.264, and AAC for its sound."""
     av = _av()
+    content = io.BytesIO()
     rate = Fraction(video.rate_hz).limit_denominator(1000)
     width, height = (max(2, side - side % 2) for side in video.frames[0].size)
     with av.open(content, "w", format="mp4") as file:
@@ -243,6 +244,7 @@ def _write_mp4(content: io.BytesIO, video: Video) -> None:
                 block.pts, block.rate, block.time_base = start, rate_hz, Fraction(1, rate_hz)
                 file.mux(waves.encode(block))
             file.mux(waves.encode(None))
+    return content.getvalue()
 
 
 def _check_duration(path: Path, duration_s: float, max_duration_s: float) -> None:

@@ -19,6 +19,7 @@ from anygpt.media import Audio
 from anygpt.serving.scheduler import Scheduler, Ticket
 from anygpt.streaming import AudioChunk, SpanSound
 from anygpt.tokenizers.streams import StreamingTokenizer
+from anygpt.video import Video
 from anygpt.vocabulary import Span
 
 if TYPE_CHECKING:
@@ -62,10 +63,10 @@ class Work:
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """A picture or sound of an answer, whole; `codes_KT` int64 [K, T] stand for it."""
+    """A picture, sound or video of an answer, whole; `codes_KT` int64 [K, T] stand for it."""
 
     modality: str
-    media: Image.Image | Audio
+    media: Image.Image | Audio | Video
     codes_KT: Tensor
 
 

@@ -23,6 +23,7 @@ from anygpt.serving.media import (
 )
 from anygpt.serving.streams import merged
 from anygpt.streaming import AudioChunk
+from anygpt.video import Video, mp4_bytes
 
 PICTURE_FORMAT = "jpeg"
 
@@ -93,9 +94,12 @@ class ChatAnswers:
         text = stops.push(outcome.text) + stops.flush()
         sounds: list[schemas.AnswerAudio] = []
         images: list[schemas.AnswerImage] = []
+        videos: list[schemas.AnswerVideo] = []
         for made in outcome.media:
             if isinstance(made.media, Audio):
                 sounds.append(self._sound(request, made, made.media, text))
+            elif isinstance(made.media, Video):
+                videos.append(_video(made.media, len(videos)))
             else:
                 images.append(_image(made, len(images)))
         is_spoken = _asks_for_speech(request) and bool(sounds)
@@ -104,6 +108,7 @@ class ChatAnswers:
             audio=sounds[0] if sounds else None,
             audios=sounds if len(sounds) > 1 else None,
             images=images or None,
+            videos=videos or None,
             heard=outcome.heard or None,
         )
         reason = "stop" if stops.is_stopped else work.finish_reason
@@ -141,7 +146,7 @@ class _DeltaWriter:
         self._sound_id = _sound_id()
         self._encoder: SoundEncoder | None = None
         self._text = ""
-        self._images = 0
+        self._images = self._videos = 0
         self._is_after_media = False
 
     @property
@@ -167,6 +172,10 @@ class _DeltaWriter:
         if isinstance(part.media, Audio):
             content = encode_sound(part.media, self._format)
             return [*self._data(part.modality, content), self._end(part.modality, part.codes_KT)]
+        if isinstance(part.media, Video):
+            video = _video(part.media, self._videos)
+            self._videos += 1
+            return [{"videos": [video.model_dump(exclude_none=True)]}]
         image = _image(part, self._images)
         self._images += 1
         return [{"images": [image.model_dump(exclude_none=True)]}]
@@ -237,9 +246,14 @@ def _asks_for_speech(request: schemas.ChatRequest) -> bool:
 
 
 def _image(made: Made, index: int) -> schemas.AnswerImage:
-    assert not isinstance(made.media, Audio)
+    assert not isinstance(made.media, Audio | Video)
     url = f"data:image/{PICTURE_FORMAT};base64,{to_base64(encode_picture(made.media, PICTURE_FORMAT))}"
     return schemas.AnswerImage(image_url=schemas.ImageUrl(url=url), index=index)
+
+
+def _video(video: Video, index: int) -> schemas.AnswerVideo:
+    url = f"data:video/mp4;base64,{to_base64(mp4_bytes(video))}"
+    return schemas.AnswerVideo(video_url=schemas.ImageUrl(url=url), index=index)
 
 
 def _sound_id() -> str:

@@ -136,7 +136,8 @@ class ChatPrompts:
         context = self._model.decoder.shape.context
         parts = [part for message in messages if isinstance(message.content, list) for part in message.content]
         media = sum(not isinstance(part, schemas.TextPart | schemas.RefusalPart) for part in parts)
-        media += sum(len(message.images or []) for message in messages if isinstance(message, schemas.AssistantMessage))
+        answers = [message for message in messages if isinstance(message, schemas.AssistantMessage)]
+        media += sum(len(message.images or []) + len(message.videos or []) for message in answers)
         texts = [message.content for message in messages if isinstance(message.content, str)]
         texts += [part.text for part in parts if isinstance(part, schemas.TextPart)]
         if media > context // IDS_PER_MEDIUM or sum(map(len, texts)) > context * CHARACTERS_PER_ID:
@@ -189,6 +190,8 @@ class ChatPrompts:
                 texts.append(part.text)
             elif isinstance(part, schemas.ImagePart):
                 media.append(await self._media("image", self._reader.from_url, part.image_url.url, place))
+            elif isinstance(part, schemas.VideoPart):
+                media.append(await self._media("video", self._reader.from_url, part.video_url.url, place))
             else:
                 sound = part.input_audio
                 media.append(await self._media(sound.modality, self._reader.from_base64, sound.data, place))
@@ -200,6 +203,9 @@ class ChatPrompts:
         for number, part in enumerate(message.images or []):
             place = f"{where}.images[{number}]"
             media.append(await self._media("image", self._reader.from_url, part.image_url.url, place))
+        for number, video in enumerate(message.videos or []):
+            place = f"{where}.videos[{number}]"
+            media.append(await self._media("video", self._reader.from_url, video.video_url.url, place))
         if message.audio is not None:
             kept = self._sounds.get(message.audio.id)
             text = text or kept.transcript

@@ -25,6 +25,7 @@ from torch import Tensor
 from anygpt.errors import MediaError
 from anygpt.media import Audio, load_audio, load_image
 from anygpt.serving.remote import fetch
+from anygpt.video import Video
 
 if TYPE_CHECKING:
     from anygpt.engine import AnyGPT
@@ -99,9 +100,8 @@ class MediaReader:
             if (known := self._codes.get(key)) is not None:
                 self._codes.move_to_end(key)
                 return known
-        is_picture = self._model.specs[name].media == "image"
-        loaded = self.picture(content, where) if is_picture else self._sound(name, content, where)
-        codes_KT = self._model.encode(name, loaded)
+        read = {"image": self._picture, "audio": self._sound, "video": self._video}[self._model.specs[name].media]
+        codes_KT = self._model.encode(name, read(name, content, where))
         with self._lock:
             self._codes[key] = codes_KT
             while len(self._codes) > KEPT_CODES:
@@ -121,6 +121,15 @@ class MediaReader:
         self._check_sound(content, where)
         limits: dict[str, Any] = {"min_duration_s": MIN_VOICE_S, "max_duration_s": self._limits.max_voice_s}
         return self._load(content, where, lambda path: load_audio(path, reject_silence=True, **limits))
+
+    def _picture(self, name: str, content: bytes, where: str) -> Image.Image:
+        return self.picture(content, where)
+
+    def _video(self, name: str, content: bytes, where: str) -> Video:
+        if len(content) > self._limits.max_bytes:
+            raise MediaError(f"{where}: more than the limit of {self._limits.max_bytes / 1e6:g} MB")
+        limits = {"max_pixels": self._limits.max_pixels}
+        return self._load(content, where, lambda path: self._model.load(name, path, **limits))
 
     def _sound(self, name: str, content: bytes, where: str) -> Audio:
         self._check_sound(content, where)

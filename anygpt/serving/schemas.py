@@ -69,6 +69,11 @@ class ImagePart(Body):
     image_url: ImageUrl
 
 
+class VideoPart(Body):
+    type: Literal["video_url"]
+    video_url: ImageUrl = Field(description="Extension, as in vLLM: MP4, WebM, AVI or GIF.")
+
+
 class InputAudio(Body):
     data: str = Field(description="The file, in base64.")
     format: str | None = Field(None, description="WAV, MP3, FLAC and OGG are told apart by their content.")
@@ -85,7 +90,7 @@ class SystemMessage(Body):
     content: PlainText | list[TextPart]
 
 
-UserPart = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+UserPart = Annotated[TextPart | ImagePart | VideoPart | AudioPart, Field(discriminator="type")]
 
 
 class UserMessage(Body):
@@ -102,6 +107,7 @@ class AssistantMessage(Body):
     content: PlainText | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = None
     audio: AudioReference | None = None
     images: list[ImagePart] | None = Field(None, description="Extension: as in this server's answers.")
+    videos: list[VideoPart] | None = Field(None, description="Extension, likewise.")
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
@@ -297,6 +303,12 @@ class AnswerImage(BaseModel):
     index: int
 
 
+class AnswerVideo(BaseModel):
+    type: Literal["video_url"] = "video_url"
+    video_url: ImageUrl
+    index: int
+
+
 class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None = Field(description="None where the answer is spoken: then it is the sound's transcript.")
@@ -304,6 +316,7 @@ class AnswerMessage(BaseModel):
     audio: AnswerAudio | None = None
     audios: list[AnswerAudio] | None = Field(None, description="Extension: all sounds, where there are several.")
     images: list[AnswerImage] | None = Field(None, description="Extension: pictures, as OpenRouter has them.")
+    videos: list[AnswerVideo] | None = Field(None, description="Extension: videos (MP4), likewise.")
     heard: str | None = Field(None, description="Extension: what the model heard in a spoken message.")
 
 

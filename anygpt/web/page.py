@@ -88,7 +88,7 @@ class Page:
                 show_label=False,
                 placeholder="Message (Enter sends)",
                 sources=["upload", "microphone"],
-                file_types=["image", "audio"],
+                file_types=list(dict.fromkeys(spec.media for spec in self._specs.values())),
                 file_count="multiple" if self._is_chat else "single",
                 max_plain_text_length=100_000,
                 autofocus=True,
@@ -309,8 +309,10 @@ def _message(role: str, content: Any) -> dict[str, Any]:
 
 
 def _medium(talk: Talk, path: Path, about: str) -> gr.HTML:
-    """A picture, or a sound with the browser's own player, which keyboards and screen readers know."""
+    """A picture, or a sound or video with the browser's own player, which keyboards and screen readers know."""
     url = f"media/{talk.folder.name}/{path.name}"
+    if MEDIA_TYPES.get(path.suffix, "").startswith("video/"):
+        return gr.HTML(f'<video controls preload="metadata" src="{url}" aria-label="{about}"></video>', padding=False)
     if MEDIA_TYPES.get(path.suffix, "audio/").startswith("audio/"):
         return gr.HTML(f'<audio controls preload="metadata" src="{url}" aria-label="{about}"></audio>', padding=False)
     return gr.HTML(f'<a href="{url}" target="_blank"><img src="{url}" alt="{about}"></a>', padding=False)

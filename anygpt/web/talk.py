@@ -27,6 +27,7 @@ from anygpt.media import Audio, atomic_write
 from anygpt.prompts.segments import Media, Turn
 from anygpt.serving.media import MediaReader
 from anygpt.session import MediaMade, TurnsDropped
+from anygpt.video import Video
 from anygpt.vocabulary import Text
 from anygpt.web.batch import SharedBatch, Stopped
 
@@ -43,9 +44,11 @@ MEDIA_TYPES = {
     ".jpeg": "image/jpeg",
     ".jpg": "image/jpeg",
     ".mp3": "audio/mpeg",
+    ".mp4": "video/mp4",
     ".ogg": "audio/ogg",
     ".png": "image/png",
     ".wav": "audio/wav",
+    ".webm": "video/webm",
     ".webp": "image/webp",
 }
 """By the endings that uploaded files keep; nothing that a browser would run."""
@@ -332,7 +335,7 @@ class Talk:
                 self._changes.put(self._progress.exchange)
             yield answer, index
 
-    def _save(self, name: str, media: Image.Image | Audio) -> Path:
+    def _save(self, name: str, media: Image.Image | Audio | Video) -> Path:
         return save_media(self.folder / MEDIA, media, name=self._next_name(name))
 
     def _kept(self, name: str, path: Path) -> tuple[str, Path]:
@@ -367,7 +370,7 @@ class _Progress:
 
     def push(self, index: int) -> bool:
         """Take one more id; whether the status is another one, which it is now and then only."""
-        if index in self._starts:
+        if index in self._starts and not self._making:
             self._making, self._count, self._due_at = self._starts[index], 0, 0.0
         elif not self._making:
             return False
@@ -380,7 +383,7 @@ class _Progress:
             return False
         self._due_at = now + PROGRESS_S
         spec = self._blocks[self._making].spec
-        frames = self._count // spec.num_codebooks
-        made = f"{frames} codes" if spec.frame_rate_hz is None else f"{frames / spec.frame_rate_hz:.1f} s"
+        rate_hz = spec.codes_per_s
+        made = f"{self._count} codes" if rate_hz is None else f"{self._count / rate_hz:.1f} s"
         self.exchange.status = f"{self._making}: {made}"
         return True
