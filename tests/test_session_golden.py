@@ -24,7 +24,7 @@ from anygpt.text_tokenizer import TextTokenizer
 from anygpt.vocabulary import Vocabulary
 
 # The golden images are shorter than 32 codes.
-ANY_LENGTH = {name: replace(spec, frames=None) for name, spec in MODALITIES.items()}
+ANY_LENGTH = {name: replace(spec, frames=None) for name, spec in MODALITIES.items() if not spec.parts}
 TEMPLATES = ("MMGPT", "AnyGPT")
 Case = dict[str, Any]
 

@@ -177,7 +177,7 @@ def test_pairs_and_conversations_share_the_tokens(chat: Path, vocab: Vocabulary,
 
 
 # The golden images are shorter than 32 codes.
-ANY_LENGTH = {name: replace(spec, frames=None) for name, spec in MODALITIES.items()}
+ANY_LENGTH = {name: replace(spec, frames=None) for name, spec in MODALITIES.items() if not spec.parts}
 
 
 def _golden(golden_dir: Path, name: str) -> Any:
