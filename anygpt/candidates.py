@@ -9,60 +9,18 @@ et al. 2019, equation 3, both weights 1).
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from anygpt.generation.loop import Answer
 from anygpt.generation.scoring import log_likelihoods, log_likelihoods_behind
 from anygpt.prompts.render import render_answered
 from anygpt.prompts.segments import Media, text_of
-from anygpt.prompts.templates import Direction, get_template
-from anygpt.vocabulary import Span
+from anygpt.prompts.templates import Direction
 
 if TYPE_CHECKING:
     from anygpt.engine import AnyGPT
-
-
-@dataclass(frozen=True, eq=False)
-class SpanChoice:
-    """A picture or sound in a conversation that is to be chosen among several, for the words that stand before it."""
-
-    modality: str
-    text: str
-    candidates: list[Answer]
-    """Each the span alone; to be made."""
-
-    def chosen(self, model: "AnyGPT") -> list[int]:
-        """The ids of the one that says the words best, when all are made; what comes after the start tag."""
-        spans = [model.vocabulary.decode_ids(candidate.ids)[0] for candidate in self.candidates]
-        codes = [span.codes_KT for span in spans if isinstance(span, Span)]
-        return self.candidates[best_fit(model, self.modality, self.text, codes)].ids[1:]
-
-
-def span_choice(model: "AnyGPT", answer: Answer, *, seed: int) -> SpanChoice | None:
-    """What there is to choose for the span that a paused answer has begun; None where no words of its own stand right
-    before it. `seed` is that of the answer."""
-    text = _words_before_span(model, answer)
-    if not text:
-        return None
-    first = candidate_seed(seed, len(answer.prompt_ids) + len(answer.ids))
-    seeds = [candidate_seed(first, number) for number in range(answer.policy.best_of)]
-    device = model.decoder.device
-    candidates = [answer.open_span(torch.Generator(device).manual_seed(each)) for each in seeds]
-    return SpanChoice(answer.automaton.modality, text, candidates)
-
-
-def _words_before_span(model: "AnyGPT", answer: Answer) -> str:
-    """What the answer says, since its last picture or sound, that the next one is."""
-    is_text = model.vocabulary.is_text
-    first = len(answer.ids) - 1
-    while first and is_text(answer.ids[first - 1]):
-        first -= 1
-    items = model.vocabulary.decode_ids(answer.ids[first:-1])
-    return get_template(model.vocabulary.template).announced(text_of(items))
 
 
 def candidate_seed(seed: int, number: int) -> int:
@@ -78,7 +36,7 @@ def best_fit(model: "AnyGPT", modality: str, text: str, candidates: Sequence[Ten
     return fits.index(max(fits))
 
 
-def best_text(model: "AnyGPT", media: Media, prompt_ids: Sequence[int], candidates: Sequence[Answer]) -> int:
+def best_text(model: "AnyGPT", media: Media, candidates: Sequence[Answer]) -> int:
     """Which of the candidates, answers in text to a prompt that is `media`, fits these best; the first of equals."""
     known: dict[str, int] = {}
     for number, each in enumerate(candidates):
@@ -86,10 +44,22 @@ def best_text(model: "AnyGPT", media: Media, prompt_ids: Sequence[int], candidat
             known.setdefault(text, number)
     if len(known) < 2:
         return next(iter(known.values()), 0)
-    ways = log_likelihoods(model.decoder, prompt_ids, [candidates[number].ids for number in known.values()])
-    back = _fits(model, "text2x", [(text, media) for text in known])
-    fits = [float(logs_T.double().sum()) + fit for logs_T, fit in zip(ways, back, strict=True)]
+    fits = text_fits(model, media, list(known))
     return list(known.values())[fits.index(max(fits))]
+
+
+def text_fits(model: "AnyGPT", media: Media, texts: Sequence[str]) -> list[float]:
+    """How well each text fits media: the logarithms of how likely it is made from them, and they from it, together."""
+    instruction = model.task_prompts.canonical(media.modality, "x2text")
+    rendered = [render_answered("x2text", instruction, text, media, model.vocabulary) for text in texts]
+    start = min(mask.index(True) for _, mask in rendered)
+    ways = [-math.inf] * len(texts)
+    fitting = [n for n, (ids, _) in enumerate(rendered) if len(ids) <= model.decoder.shape.context]
+    found = log_likelihoods(model.decoder, rendered[0].ids[:start], [rendered[n].ids[start:] for n in fitting])
+    for number, logs_T in zip(fitting, found, strict=True):
+        ways[number] = float(logs_T.double().sum())
+    back = _fits(model, "text2x", [(text, media) for text in texts])
+    return [way + fit for way, fit in zip(ways, back, strict=True)]
 
 
 def _fits(model: "AnyGPT", direction: Direction, pairs: Sequence[tuple[str, Media]]) -> list[float]:

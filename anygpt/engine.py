@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "anygpt-mini-base"
 MIN_VOICE_S = 0.5
+BOX_TEXT_IDS = 256
+"""What a text with boxes may have at least, where no length is asked for: a box takes up to 24 ids."""
 MOST_TOGETHER = 64
 """Answers to one prompt that are made at once, candidates counted: more gain little, and each has a cache."""
 DTYPES = {
@@ -530,7 +532,7 @@ class AnyGPT:
         if len(candidates) == 1:
             return candidates[0]
         if task.media is not None:
-            return candidates[best_text(self, task.media, task.ids, candidates)]
+            return candidates[best_text(self, task.media, candidates)]
         assert task.text is not None
         spans = [self.vocabulary.decode_ids(candidate.ids)[0] for candidate in candidates]
         codes = [span.codes_KT for span in spans if isinstance(span, Span)]
@@ -550,6 +552,9 @@ class AnyGPT:
         own = self.reading.get(source, {}) if target == TEXT else {}
         policy, fields = self._split_settings(target, {**own, **settings})
         given = _instruction(fields.pop(INSTRUCTION, None))
+        boxes = box_form(given or "") if self.specs[name].media == "image" else None
+        if boxes is not None and "max_new_tokens" not in settings:
+            policy = replace(policy, max_new_tokens=max(policy.max_new_tokens, BOX_TEXT_IDS))
         fields = {key: self.load(target, value, is_prompt=True) for key, value in fields.items()}
         segment = _plain(content) if source == TEXT else Media(source, self.encode(source, content))
         is_guided = target != TEXT and policy.guidance_scale != 1.0
@@ -563,7 +568,7 @@ class AnyGPT:
             seed=seed,
             text=segment.text if isinstance(segment, Text) else None,
             media=segment if isinstance(segment, Media) and given is None else None,
-            boxes=box_form(given or "") if self.specs[name].media == "image" else None,
+            boxes=boxes,
             picture=content if isinstance(content, str | Path | Image.Image) and target == TEXT else None,
         )
 

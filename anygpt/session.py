@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from anygpt.boxes import Box, draw_boxes, find_boxes
-from anygpt.candidates import span_choice
+from anygpt.choices import OpeningChoice, SpanChoice, opening_choice, span_choice, wants_choice
 from anygpt.data.instructions import MESSAGE_CONTROLS
 from anygpt.errors import AnyGPTError, nearest
 from anygpt.forms import TEXT
@@ -234,13 +234,13 @@ class Session:
                 policies=policies,
                 context=self._model.decoder.shape.context,
                 generator=torch.Generator(self._model.decoder.device).manual_seed(seed),
-                pauses=True,
+                pauses_at=wants_choice,
             )
             if len(kept) < len(self._exchanges):
                 yield TurnsDropped(2 * (len(self._exchanges) - len(kept)))
             ids: list[int] = []
             number = 0
-            for event in self._read(self._drawn(answer, seed), ids):
+            for event in self._read(self._drawn(answer, question, seed), ids):
                 if isinstance(event, Span):
                     number += 1
                     yield self._made(event, number, policies[event.spec.name], voice, seed)
@@ -253,22 +253,25 @@ class Session:
             self._is_answering = False
         yield Done(exchange.answer)
 
-    def _drawn(self, answer: Answer, seed: int) -> Iterator[int]:
-        """The ids of an answer; where there is a choice among several spans, the chosen one's come at once."""
+    def _drawn(self, answer: Answer, question: Turn, seed: int) -> Iterator[int]:
+        """The ids of an answer; where there is a choice among several beginnings or spans, the chosen ids come at
+        once."""
+        choice: OpeningChoice | SpanChoice | None
+        choice = opening_choice(self._model, answer, question.media, seed=seed)
         while True:
-            for _, index in self._source([answer]):
-                yield index
-            if not answer.is_paused:
-                return
-            chosen: list[int] = []
-            if (choice := span_choice(self._model, answer, seed=seed)) is not None:
+            if choice is not None:
                 for _ in self._source(choice.candidates):
                     pass
                 chosen = choice.chosen(self._model)
-            yield from chosen
-            answer = answer.carried_on(chosen)
-            if answer.is_done:
+                yield from chosen
+                answer = answer.carried_on(chosen)
+            if not answer.is_done:
+                for _, index in self._source([answer]):
+                    yield index
+            if not answer.is_paused:
                 return
+            if (choice := span_choice(self._model, answer, seed=seed)) is None:
+                answer = answer.carried_on()
 
     def _alone(self, answers: Sequence[Answer]) -> Iterator[tuple[Answer, int]]:
         decoder = self._model.decoder

@@ -12,8 +12,9 @@ import torch
 from fixtures_tiny import CONTEXT
 from transformers import LlamaForCausalLM
 
-from anygpt import AnyGPT, candidates
+from anygpt import AnyGPT, choices
 from anygpt.candidates import best_fit, candidate_seed
+from anygpt.data.instructions import MESSAGE_CONTROLS
 from anygpt.engine import Result
 from anygpt.errors import ConfigError
 from anygpt.generation.llama import LlamaDecoder
@@ -22,7 +23,7 @@ from anygpt.generation.reading import TextPiece
 from anygpt.prompts.render import render_base
 from anygpt.prompts.segments import Media, text_of
 from anygpt.prompts.templates import load_templates
-from anygpt.session import MediaMade
+from anygpt.session import Done, Given, MediaMade
 from anygpt.vocabulary import Text
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -83,12 +84,10 @@ def test_prompts_of_a_batch_have_candidates_of_their_own(model: AnyGPT) -> None:
     assert codes(several[1]) == codes(results[3])
 
 
-def test_progress_and_texts(model: AnyGPT, tmp_path: Path) -> None:
+def test_progress(model: AnyGPT) -> None:
     seen: list[int] = []
     picture = model.run(PROMPT, seed=1, best_of=3, progress=lambda done, most: seen.append(done))
     assert max(seen) == 34 and picture.image is not None
-    path = picture.save(tmp_path)
-    assert model.run(f"image|text|{path}", seed=1, best_of=3).text == model.run(f"image|text|{path}", seed=1).text
 
 
 def test_a_model_says_how_many_suit_it(tiny_home: Path, tmp_path: Path) -> None:
@@ -108,17 +107,17 @@ def test_in_a_conversation_the_words_before_it_choose(model: AnyGPT, monkeypatch
         read.append((text, [each.tolist() for each in candidates]))
         return len(candidates) - 1
 
-    monkeypatch.setattr(candidates, "best_fit", last)
+    monkeypatch.setattr(choices, "best_fit", last)
     pattern = replace(load_templates().chat[model.vocabulary.template], announces="^..(.*)")
-    monkeypatch.setattr(candidates, "get_template", lambda name: pattern)
+    monkeypatch.setattr(choices, "get_template", lambda name: pattern)
     settings = {"answer": "image", "best_of": 3, "temperature": 1.5}
     session, again = model.session(seed=SEED), model.session(seed=SEED)
     events = list(session.send("draw", **settings))
     made = next(event for event in events if isinstance(event, MediaMade))
-    ((text, choices),) = read
+    ((text, drawn),) = read
     before = "".join(event.text for event in events[: events.index(made)] if isinstance(event, TextPiece))
-    assert text == before.strip()[2:] and len({str(each) for each in choices}) == 3
-    assert made.codes_KT.tolist() == choices[2]
+    assert text == before.strip()[2:] and len({str(each) for each in drawn}) == 3
+    assert made.codes_KT.tolist() == drawn[2]
     assert session.turns[-1] == events[-1].turn and made.codes_KT.tolist() in [
         segment.codes_KT.tolist() for segment in session.turns[-1].segments if isinstance(segment, Media)
     ]
@@ -129,7 +128,7 @@ def test_in_a_conversation_the_words_before_it_choose(model: AnyGPT, monkeypatch
 
 def test_candidates_of_a_conversation_begin_with_its_cache(model: AnyGPT, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long conversation is not read again for them: what a pass reads are ids of this exchange."""
-    monkeypatch.setattr(candidates, "_words_before_span", lambda *_: "it")
+    monkeypatch.setattr(choices, "_words_before_span", lambda *_: "it")
     session = model.session(seed=SEED)
     list(session.send("a red apple " * 12, answer="text"))
     known = len(session.prompt_ids())
@@ -141,13 +140,63 @@ def test_candidates_of_a_conversation_begin_with_its_cache(model: AnyGPT, monkey
         return layers(self, ids, *rest)
 
     monkeypatch.setattr(LlamaDecoder, "_layers", counted)
-    monkeypatch.setattr(candidates, "best_fit", lambda *_: 0)
+    monkeypatch.setattr(choices, "best_fit", lambda *_: 0)
     list(session.send("draw", answer="image", best_of=2))
     assert max(read) < known // 2 and sum(read) >= 2 * 32
 
 
+def test_an_answer_begins_with_what_fits_the_picture_best(model: AnyGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three openings, of which three letters say what is shown, the last is taken as far as these."""
+    read: list[list[str]] = []
+
+    def last(_: AnyGPT, media: Media, texts: Sequence[str]) -> list[float]:
+        assert media.codes_KT is picture
+        read.append(list(texts))
+        return [float(number) for number in range(len(texts))]
+
+    monkeypatch.setattr(choices, "text_fits", last)
+    monkeypatch.setattr(model, "reading", {"image": {"best_of": 3, "choice_temperature": 1.5}})
+    pattern = replace(load_templates().chat[model.vocabulary.template], perceives={"image": "(?s)(.{3})"})
+    monkeypatch.setattr(choices, "get_template", lambda name: pattern)
+    picture = torch.arange(32)[None] % 8
+    settings: dict[str, Any] = {"do_sample": True, "min_new_tokens": 9, "max_new_tokens": 9}
+
+    def answer(*media: torch.Tensor, **more: Any) -> str:
+        message: list[Given] = [("image", each) for each in media]
+        done = [*model.session(seed=SEED).send("what?", media=message, answer="text", **settings, **more)][-1]
+        assert isinstance(done, Done)
+        return done.turn.text
+
+    said = answer(picture)
+    ((*others, best),) = read
+    assert len(others) == 2 and best not in others and said.startswith(best.strip()) and len(said) > 3
+    assert answer(picture) == said and len(read) == 2
+    answer()
+    answer(picture, picture)
+    assert len(read) == 2
+    assert len(model.session().turns) == 0
+    settings["do_sample"] = False
+    answer(picture)
+    assert len(read) == 2
+
+
+def test_what_is_heard_and_seen_is_found_with_its_end(model: AnyGPT) -> None:
+    vocabulary = model.vocabulary
+    heard, reply = (vocabulary.control_id(token) for token in MESSAGE_CONTROLS)
+    pattern = replace(load_templates().chat[vocabulary.template], perceives={"image": r"see (.+?)\."})
+    ids = [heard, *vocabulary.encode_text("go on"), reply, *vocabulary.encode_text("I see a cat. I see a dog.")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choices, "get_template", lambda name: pattern)
+        media = {name: Media(name, torch.zeros(1, 1)) for name in ("image", "speech")}
+        found = choices._perceived(model, ids, media)
+        assert {name: text for name, (text, _) in found.items()} == {"image": "a cat", "speech": "go on"}
+        assert ids[found["speech"][1] - 1] == reply
+        assert vocabulary.text.decode(ids[found["speech"][1] : found["image"][1]]).strip() == "I see a cat."
+        assert choices._perceived(model, ids, {"music": media["image"]}) == {}
+
+
 def test_what_no_words_stand_before_is_not_chosen(model: AnyGPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "_words_before_span", lambda *_: "")
+    monkeypatch.setattr(choices, "_words_before_span", lambda *_: "")
     plain, choosing = (list(model.session(seed=SEED).send("draw", answer="image", best_of=number)) for number in (1, 3))
     assert str(plain[-1]) == str(choosing[-1])
 
@@ -183,11 +232,12 @@ def test_of_texts_about_a_picture_the_one_that_fits_best_is_kept(model: AnyGPT, 
         return float(logits_TV[len(prompt) - 1 : -1].gather(1, torch.tensor(answer)[:, None]).sum())
 
     fits = []
-    for text, answer in zip(texts, answers, strict=True):
+    for text in texts:
         instruction = model.task_prompts.canonical("image", "text2x")
         making = render_base("text2x", instruction, [Text(text)], model.vocabulary)
         codes_ids = [*model.vocabulary.encode_codes("image", picture), model.vocabulary.control_id("<eos>")]
-        fits.append(log_p(task.ids, answer.ids) + log_p(making, codes_ids))
+        told = [*model.vocabulary.encode_text(f" {text}"), model.vocabulary.control_id("<eos>")]
+        fits.append(log_p(task.ids, told) + log_p(making, codes_ids))
     best = fits.index(max(fits))
     assert model.chosen(task, answers).ids == answers[best].ids
     settings |= {"best_of": 4, "choice_temperature": 1.5}

@@ -31,6 +31,7 @@ FLOORS = (
         "streaming",
         "questions",
         "candidates",
+        "choices",
         "media_tokenizers",
         "forms",
         "chat_lines",

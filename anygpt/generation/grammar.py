@@ -219,6 +219,10 @@ class Automaton:
         if not self._due and (self._room < 1 or self._texts >= self._policies["text"].max_new_tokens):
             self.is_done = True
 
+    def opens_with(self, index: int) -> bool:
+        """Whether the id that was taken last, `index`, has begun a span."""
+        return self._span is not None and self._span.block.start_id == index
+
     @property
     def reserved(self) -> int:
         """Ids that the open span has to leave for one that is required after it."""

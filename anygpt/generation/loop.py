@@ -42,20 +42,20 @@ class Answer:
         generator: torch.Generator | None = None,
         unconditional_ids: Sequence[int] | None = None,
         begun: int = 0,
-        pauses: bool = False,
+        pauses_at: Callable[[Policy], bool] | None = None,
     ) -> None:
         """`unconditional_ids` are the prompt without its input, for an answer that `Policy.guidance_scale` guides.
-        Where an answer is carried on, the last `begun` ids of the prompt are its own already. One that `pauses` is done
-        when it has begun a span that `Policy.best_of` wants a choice for: see `is_paused`.
+        Where an answer is carried on, the last `begun` ids of the prompt are its own already. It is done as well when
+        it has begun a span of whose policy `pauses_at` is true: see `is_paused`.
 
         Raises AnyGPTError when prompt and shortest answer exceed the context.
         """
         self._rules: dict[str, Any] = {"grammar": grammar, "policies": policies, "context": context}
         self._request = request
         self._begun = begun
-        self._pauses = pauses
+        self._pauses_at = pauses_at
         self.is_paused = False
-        """Whether what it ends with is the start tag of a span that is to be chosen."""
+        """Whether what it ends with is the start tag of a span that it pauses at."""
         asked = len(prompt_ids) - begun
         self.automaton = grammar.start(request, policies, prompt_length=asked, context=context)
         for index in prompt_ids[asked + len(self.automaton.forced_ids) :]:
@@ -66,7 +66,7 @@ class Answer:
         self.generator = generator
         self.unconditional_ids = unconditional_ids
         assert unconditional_ids is None or len(unconditional_ids) <= len(prompt_ids), "guided by a longer prompt"
-        self._policies = policies
+        self.policies = policies
         self._vocab_size = grammar.vocab_size
         self._seen_V: Tensor | None = None
 
@@ -75,9 +75,14 @@ class Answer:
         return self.is_paused or self.automaton.is_done
 
     @property
+    def said_ids(self) -> list[int]:
+        """All ids of the answer so far, with those that it began with."""
+        return [*self.prompt_ids[len(self.prompt_ids) - self._begun :], *self.ids]
+
+    @property
     def policy(self) -> Policy:
         """That of the next id."""
-        return self._policies[self.automaton.modality]
+        return self.policies[self.automaton.modality]
 
     @property
     def guidance_scale(self) -> float:
@@ -92,11 +97,19 @@ class Answer:
         return self._seen_V
 
     def carried_on(self, more: Sequence[int] = ()) -> "Answer":
-        """An answer that goes on from this one's ids, and `more` behind them; this one is not to be used again."""
+        """An answer that goes on from this one's ids, and `more` behind them, where it may pause; this one is not to be
+        used again."""
         prompt_ids = [*self.prompt_ids, *self.ids, *more]
         begun = self._begun + len(self.ids) + len(more)
-        rules = {**self._rules, "generator": self.generator, "pauses": self._pauses}
-        return Answer(prompt_ids, request=self._request, begun=begun, **rules)
+        rules = {**self._rules, "generator": self.generator, "pauses_at": self._pauses_at}
+        answer = Answer(prompt_ids, request=self._request, begun=begun, **rules)
+        answer.is_paused = bool(more) and answer._pauses_behind(more[-1])
+        return answer
+
+    def opening(self, text: Policy, generator: torch.Generator) -> "Answer":
+        """The same answer, not begun, up to its first span's start tag, its text drawn under another policy."""
+        rules = {**self._rules, "policies": {**self.policies, TEXT: text}, "pauses_at": lambda _: True}
+        return Answer(self.prompt_ids, request=self._request, generator=generator, **rules)
 
     def open_span(self, generator: torch.Generator) -> "Answer":
         """An answer that is nothing but the span that this one has just begun, start tag included."""
@@ -108,11 +121,12 @@ class Answer:
         """Take the id that was drawn."""
         if self._seen_V is not None:
             self._seen_V[index] = True
-        was_text = self.automaton.modality == TEXT
         self.automaton.push(index)
         self.ids.append(index)
-        if self._pauses and was_text and self.automaton.modality != TEXT:
-            self.is_paused = self.policy.best_of > 1 and not self.policy.is_greedy
+        self.is_paused = self._pauses_behind(index)
+
+    def _pauses_behind(self, index: int) -> bool:
+        return self._pauses_at is not None and self.automaton.opens_with(index) and self._pauses_at(self.policy)
 
 
 Logits = Callable[[list[int], Sequence[range]], Tensor]

@@ -68,9 +68,14 @@ class Policy:
         return not self.do_sample or self.temperature == 0
 
     @property
+    def has_choice(self) -> bool:
+        """Whether what is made under it is chosen among candidates."""
+        return self.best_of > 1 and not self.is_greedy
+
+    @property
     def of_others(self) -> "Policy":
         """That of the candidates for a text beside the first."""
-        free = {"do_sample": True, "temperature": self.choice_temperature, "top_k": 0, "top_p": 1.0}
+        free: dict[str, Any] = {"do_sample": True, "temperature": self.choice_temperature, "top_k": 0, "top_p": 1.0}
         return dataclasses.replace(self, **free)
 
     @property

@@ -30,16 +30,22 @@ class ChatTemplate:
     words_first: bool = False
     """Whether the text of a user's message that follows its media is written before them: a small model reads media
     best where they always stand, right before its answer."""
+    perceives: dict[str, str] = field(default_factory=dict)
+    """By modality the pattern of words in an answer that say what is shown or played to it; its first group is that."""
     announces: str = ""
     """The pattern of words before a picture or sound in an answer; its first group says what that is."""
 
     def __post_init__(self) -> None:
-        try:
-            groups = re.compile(self.announces).groups if self.announces else 1
-        except re.error as error:
-            raise ConfigError(f"'announces' is no regular expression: {error}") from None
-        if groups < 1:
-            raise ConfigError(f"'announces' is {self.announces!r}, expected a group in it, such as 'Here is (.+)'")
+        for name in self.perceives:
+            if name not in MODALITIES:
+                raise ConfigError(f"'perceives': unknown modality '{name}'{nearest(name, MODALITIES)}")
+        for pattern in filter(None, (self.announces, *self.perceives.values())):
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ConfigError(f"{pattern!r} is no regular expression: {error}") from None
+            if groups < 1:
+                raise ConfigError(f"{pattern!r} has no group, expected one such as 'Here is (.+)'")
 
     def announced(self, text: str) -> str:
         """What `text` says that follows it: what the pattern finds last, else all of it."""

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anygpt.candidates import span_choice
+from anygpt.choices import OpeningChoice, SpanChoice, opening_choice, span_choice
 from anygpt.generation.loop import Answer
 from anygpt.generation.reading import AnswerReader, SpanStart, TextPiece
 from anygpt.media import Audio
+from anygpt.prompts.segments import Media
 from anygpt.serving.scheduler import Scheduler, Ticket
 from anygpt.streaming import AudioChunk, SpanSound
 from anygpt.tokenizers.streams import StreamingTokenizer
@@ -49,6 +50,8 @@ class Work:
     ends_after_span: bool = False
     ids: list[int] = field(default_factory=list)
     """Those of the answer that are there, tags included."""
+    media: Sequence[Media] = ()
+    """Of the message that is answered, in a conversation."""
 
     @property
     def prompt_length(self) -> int:
@@ -173,24 +176,26 @@ class Answers:
             yield event
 
     async def _drawn(self, work: Work) -> AsyncGenerator[list[int], None]:
-        """The answer's ids, some at a time; where there is a choice among spans, the chosen one's come together."""
+        """The answer's ids, some at a time; where there is a choice, the chosen ones come together."""
         answer = work.answer
+        choice: OpeningChoice | SpanChoice | None
+        choice = opening_choice(self._model, answer, work.media, seed=work.seed)
         while True:
-            with self._ticket(answer, work.deadline) as ticket:
-                async for ids in ticket.ids():
-                    work.ids.extend(ids)
-                    yield ids
-            if not answer.is_paused:
-                return
-            chosen: list[int] = []
-            if (choice := span_choice(self._model, answer, seed=work.seed)) is not None:
+            if choice is not None:
                 await self._all_done(choice.candidates, work.deadline)
                 chosen = await self.aside(choice.chosen, self._model)
                 work.ids.extend(chosen)
                 yield chosen
-            answer = answer.carried_on(chosen)
-            if answer.is_done:
+                answer = answer.carried_on(chosen)
+            if not answer.is_done:
+                with self._ticket(answer, work.deadline) as ticket:
+                    async for ids in ticket.ids():
+                        work.ids.extend(ids)
+                        yield ids
+            if not answer.is_paused:
                 return
+            if (choice := span_choice(self._model, answer, seed=work.seed)) is None:
+                answer = answer.carried_on()
 
     async def _all_done(self, answers: Sequence[Answer], deadline: float) -> None:
         """Wait for several answers. Raises TimeoutError and ModelFailure."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from anygpt.choices import wants_choice
 from anygpt.errors import AnyGPTError, nearest
 from anygpt.forms import TEXT
 from anygpt.generation.grammar import Request
@@ -120,13 +121,14 @@ class ChatPrompts:
                     policies=policies,
                     context=self._model.decoder.shape.context,
                     generator=torch.Generator(self._model.decoder.device).manual_seed((seed + number) % 2**63),
-                    pauses=True,
+                    pauses_at=wants_choice,
                 ),
                 seed=(seed + number) % 2**63,
                 deadline=deadline,
                 settings=settings,
                 heard_ids=grammar.heard_ids,
                 end_ids=grammar.end_ids,
+                media=turns[-1].media,
             )
             for number in range(request.n or 1)
         ]

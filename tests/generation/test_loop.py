@@ -7,6 +7,7 @@ import pytest
 import torch
 from fixtures_tiny import CONTEXT, SPECS
 
+from anygpt.choices import wants_choice
 from anygpt.errors import AnyGPTError
 from anygpt.generation.grammar import Automaton, Grammar, Request
 from anygpt.generation.llama import LlamaDecoder
@@ -67,7 +68,7 @@ def test_a_paused_answer_goes_on_as_if_it_had_not_paused(decoder: LlamaDecoder, 
     rules = {"grammar": grammar, "policies": policies, "context": CONTEXT}
     request = Request(required="image", most_spans=2)
     whole = Answer(PROMPT, request=request, generator=seeded(), **rules)
-    paused = Answer(PROMPT, request=request, generator=seeded(), pauses=True, **rules)
+    paused = Answer(PROMPT, request=request, generator=seeded(), pauses_at=wants_choice, **rules)
     expected = list(make(decoder, whole, decoder.new_cache()))
     cache = decoder.new_cache()
     ids = list(make(decoder, paused, cache))
@@ -76,7 +77,7 @@ def test_a_paused_answer_goes_on_as_if_it_had_not_paused(decoder: LlamaDecoder, 
     further = paused.carried_on()
     assert ids + list(make(decoder, further, cache)) == expected and not further.is_paused
     half = len(ids) + 5
-    rest = Answer(PROMPT, request=request, pauses=True, **rules).carried_on(expected[:half])
+    rest = Answer(PROMPT, request=request, pauses_at=wants_choice, **rules).carried_on(expected[:half])
     assert rest.ids == [] and rest.automaton.allowed() == _after(grammar, request, policies, expected[:half]).allowed()
 
 

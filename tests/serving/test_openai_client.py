@@ -10,7 +10,7 @@ import pytest
 from fixtures_serving import NAME, Running, data_url, picture_file, samples, sound_file
 from PIL import Image
 
-from anygpt import AnyGPT, candidates
+from anygpt import AnyGPT, choices
 from anygpt.generation.loop import Batch
 from anygpt.serving import streams
 
@@ -183,8 +183,8 @@ def test_each_choice_has_candidates_of_its_own(server: Running, model: AnyGPT, m
         chosen_among.append(len(arguments[-1]))
         return len(arguments[-1]) - 1
 
-    monkeypatch.setattr(candidates, "best_fit", last)
-    monkeypatch.setattr(candidates, "_words_before_span", lambda *_: "a red apple")
+    monkeypatch.setattr(choices, "best_fit", last)
+    monkeypatch.setattr(choices, "_words_before_span", lambda *_: "a red apple")
     policy = model.chat_policies["image"].override({"best_of": 3, "temperature": 1.5})
     monkeypatch.setitem(model.chat_policies, "image", policy)
 
