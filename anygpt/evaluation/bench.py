@@ -17,6 +17,7 @@ from anygpt.media import Audio
 from anygpt.prompts.render import render_pretrain
 from anygpt.prompts.segments import Media
 from anygpt.tokenizers.base import ModalityTokenizer
+from anygpt.video import Video
 
 WORLD_SEED = 4242
 """Added to the seed of the held-out worlds, so that no case is one that a training run validated on."""
@@ -32,7 +33,7 @@ class Answer(Protocol):
     def text(self) -> str | None: ...
 
     @property
-    def media(self) -> Image.Image | Audio | None: ...
+    def media(self) -> Image.Image | Audio | Video | None: ...
 
     @property
     def error(self) -> AnyGPTError | None: ...

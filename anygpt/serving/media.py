@@ -12,6 +12,7 @@ import re
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,8 +101,13 @@ class MediaReader:
             if (known := self._codes.get(key)) is not None:
                 self._codes.move_to_end(key)
                 return known
-        read = {"image": self._picture, "audio": self._sound, "video": self._video}[self._model.specs[name].media]
-        codes_KT = self._model.encode(name, read(name, content, where))
+        readers: dict[str, Callable[[str, bytes, str], Any]] = {
+            "image": lambda _, content, where: self.picture(content, where),
+            "audio": self._sound,
+            "video": self._video,
+        }
+        loaded = readers[self._model.specs[name].media](name, content, where)
+        codes_KT = self._model.encode(name, loaded)
         with self._lock:
             self._codes[key] = codes_KT
             while len(self._codes) > KEPT_CODES:
@@ -122,14 +128,11 @@ class MediaReader:
         limits: dict[str, Any] = {"min_duration_s": MIN_VOICE_S, "max_duration_s": self._limits.max_voice_s}
         return self._load(content, where, lambda path: load_audio(path, reject_silence=True, **limits))
 
-    def _picture(self, name: str, content: bytes, where: str) -> Image.Image:
-        return self.picture(content, where)
-
     def _video(self, name: str, content: bytes, where: str) -> Video:
         if len(content) > self._limits.max_bytes:
             raise MediaError(f"{where}: more than the limit of {self._limits.max_bytes / 1e6:g} MB")
-        limits = {"max_pixels": self._limits.max_pixels}
-        return self._load(content, where, lambda path: self._model.load(name, path, **limits))
+        most = self._limits.max_pixels
+        return self._load(content, where, lambda path: self._model.load(name, path, max_pixels=most))
 
     def _sound(self, name: str, content: bytes, where: str) -> Audio:
         self._check_sound(content, where)

@@ -152,8 +152,8 @@ def _square(side_px: float, x: float, y: float, size: int) -> tuple[int, int, in
 
 def corners(placed: Placed, size: int = IMAGE_SIZE) -> Corners:
     """What is seen of an object in a picture of `size` pixels: the tight box around what hides the background."""
-    name, *where = placed
-    left, top, side = _square(*where, size)
+    name, side_px, x, y = placed
+    left, top, side = _square(side_px, x, y, size)
     rows, columns = np.nonzero(glyph(name, side)[1][..., 0] >= VISIBLE)
     return (
         float(left + columns.min()),
