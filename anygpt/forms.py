@@ -36,14 +36,14 @@ class Form:
 
 
 def describe_forms(specs: Iterable[ModalitySpec]) -> list[str]:
-    """The forms of these modalities as the help shows them, without optional fields first."""
+    """The forms of these modalities as the help shows them, without optional fields first; the instruction that may
+    stand behind a file is left out."""
     lines: list[str] = []
     for spec in specs:
         lines.append(f"text|{spec.name}|<text>")
         if spec.instruction_fields:
             lines.append(lines[-1] + "".join(f"|<{name} file>" for name in spec.instruction_fields))
         lines.append(f"{spec.name}|text|<{spec.name} file>")
-        lines.append(f"{lines[-1]}|<{INSTRUCTION}>")
     return lines
 
 

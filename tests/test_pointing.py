@@ -69,6 +69,8 @@ def test_the_instruction_takes_the_place_of_the_form_s(model: AnyGPT) -> None:
     task = model.task("image|text|photo.png|what is it?")
     media = Media("image", model.encode("image", "photo.png"))
     assert task.ids == render_base("x2text", "what is it?", [media], model.vocabulary)
+    pointing = model.task("image|text|photo.png|[grounding]")
+    assert pointing.policies["text"].max_new_tokens > task.policies["text"].max_new_tokens == LONG["max_new_tokens"]
     assert task.boxes is None and model.task("image|text|photo.png").ids != task.ids
     plain = model.run("image|text|photo.png|what is it?", seed=1)
     assert plain.boxes == () and not plain.has_file

@@ -25,6 +25,8 @@ from anygpt.modality import MODALITIES
 if TYPE_CHECKING:
     from anygpt.engine import AnyGPT, Result
 
+_HINTS = ("  <file>|<instruction> says what is wanted of a file", r"  \| is a bar inside a text; help, quit")
+
 
 def base(
     *,
@@ -154,7 +156,7 @@ class _Console:
         if self._as_json:
             print_json({"prompt": "help", "notes": forms})
         else:
-            print(*(f"  {form}" for form in forms), r"  \| is a bar inside a text; help, quit", sep="\n", flush=True)
+            print(*(f"  {form}" for form in forms), *_HINTS, sep="\n", flush=True)
 
     def answer(self, prompt: str) -> None:
         """Answer one prompt, and print the answers or the mistake."""

@@ -1,5 +1,7 @@
 """The page in a real browser: Debian's Chromium, driven by Playwright."""
 
+import io
+import json
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -7,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+import numpy as np
 import pytest
 from fixtures_web import find_browser, opened, showing
+from PIL import Image, ImageColor
 
 from anygpt import AnyGPT
+from anygpt.boxes import COLOURS, find_boxes
 from anygpt.serving.scheduler import Scheduler
 from anygpt.web.app import PageSettings
 
@@ -221,4 +226,35 @@ def test_single_questions_and_examples(visit: "Callable[..., Page]", web_model: 
         page.wait_for_function("document.querySelector('#message textarea').value.includes('red apple')")
         message_box(page).press("Enter")
         page.locator("#chat .bot.message img").wait_for()
+        page.close()
+
+
+def test_boxes_are_seen_on_the_picture(visit: "Callable[..., Page]", web_model: AnyGPT, tmp_path: Path) -> None:
+    """In a screenshot the answer's picture has the colour of its first box, which the one attached has not."""
+    picture, config = tmp_path / "gray.png", tmp_path / "config"
+    Image.new("RGB", (64, 48), "gray").save(picture)
+    config.mkdir()
+    (config / "generate_config.json").write_text(json.dumps({"max_new_tokens": 40}))
+    model = AnyGPT(
+        web_model.decoder,
+        web_model.vocabulary,
+        web_model.tokenizers,
+        policies=web_model.policies,
+        task_prompts=web_model.task_prompts,
+        config_dir=config,
+    )
+    with showing(model, PageSettings()) as url:
+        page = visit(url)
+        send(page, "[refer] a red apple", answer="any", file=picture)
+        shown = page.locator("#chat img")
+        assert shown.count() == 2 and shown.last.get_attribute("alt") == "boxes of the answer"
+        page.wait_for_function("[...document.querySelectorAll('#chat img')].every(one => one.naturalWidth > 0)")
+        assert find_boxes(page.locator("#chat .bot.message").first.inner_text())
+        colour = np.array(ImageColor.getrgb(COLOURS[0]))
+        counts = []
+        for number in range(2):
+            content = shown.nth(number).screenshot()
+            pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+            counts.append(int((abs(pixels - colour).max(-1) < 60).sum()))
+        assert counts[1] > counts[0] + 20
         page.close()
