@@ -12,13 +12,8 @@ from anygpt.errors import AnyGPTError, CheckpointError
 from anygpt.paths import resource
 from anygpt.tokenizers.base import ModalityTokenizer, load_tokenizer
 
-DEFAULT_TOKENIZERS = {
-    "image": "seed-mini",
-    "speech": "speechtokenizer-mini",
-    "music": "encodec-mini",
-    "video": "frames-mini",
-}
-"""Modality -> the shipped tokenizer, by its name under `tokenizers/`."""
+DEFAULT_TOKENIZERS = {"image": "seed-mini", "speech": "speechtokenizer-mini", "music": "encodec-mini"}
+"""Modality -> the tokenizer of the shipped models, by its name under `tokenizers/`."""
 
 
 @dataclass(frozen=True, kw_only=True)
