@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from anygpt.forms import TEXT
 from anygpt.generation.cache import BatchCache, StaticCache
 from anygpt.generation.grammar import Grammar, Request
 from anygpt.generation.llama import PREFILL_CHUNK, LlamaDecoder
@@ -87,7 +86,7 @@ class Answer:
     @property
     def guidance_scale(self) -> float:
         """For the next id; text isn't guided."""
-        return 1.0 if self.automaton.modality == TEXT else self.policy.guidance_scale
+        return 1.0 if self.automaton.modality == "text" else self.policy.guidance_scale
 
     def seen(self, device: torch.device) -> Tensor:
         """Which ids occurred in prompt or answer, bool [V]."""
@@ -108,7 +107,7 @@ class Answer:
 
     def opening(self, text: Policy, generator: torch.Generator) -> "Answer":
         """The same answer, not begun, up to its first span's start tag, its text drawn under another policy."""
-        rules = {**self._rules, "policies": {**self.policies, TEXT: text}, "pauses_at": lambda _: True}
+        rules = {**self._rules, "policies": {**self.policies, "text": text}, "pauses_at": lambda _: True}
         return Answer(self.prompt_ids, request=self._request, generator=generator, **rules)
 
     def open_span(self, generator: torch.Generator) -> "Answer":
