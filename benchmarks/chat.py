@@ -5,6 +5,9 @@
 Three ways answer the same conversation in turns: ours with the cache of the conversation, ours without (a new session
 for every turn), and transformers' `generate` over the whole prompt. The answers are fixed, so that all see the same
 ids. Times are processor seconds of this process, divided by the threads: other load on the machine hardly counts.
+
+Where a picture is shown and the model has settings for reading it, what an answer says of it is chosen among several
+openings; that takes longer, is timed by itself (of `OPENING` ids each, "kept cache, a choice") and left out elsewhere.
 """
 
 import argparse
@@ -13,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 MODELS = ("anygpt-mini-chat", "anygpt-mini-base")
 WAYS = ("kept cache", "everything again", "transformers")
+CHOICE = "kept cache, a choice"
+OPENING = 24
 QUESTIONS = ("what is in this picture?", "is there something else in it?", "what colour is it?", "make it larger")
 ANSWERS = (
     "a large red apple on a white background",
@@ -74,7 +79,8 @@ def measure(folder: Path, turns: int, repeats: int, threads: int) -> list[dict[s
 
     ours = AnyGPT.from_pretrained(folder, device="cpu", seed=0)
     theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    seconds: list[dict[str, list[float]]] = [{way: [] for way in WAYS} for _ in range(turns)]
+    reading, ours.reading = ours.reading, {}
+    seconds: list[dict[str, list[float]]] = [{way: [] for way in (*WAYS, CHOICE)} for _ in range(turns)]
     lengths = [0] * turns
     for _ in range(repeats + 1):
         session = ours.session()
@@ -85,6 +91,11 @@ def measure(folder: Path, turns: int, repeats: int, threads: int) -> list[dict[s
             fresh = ours.session()
             fresh.restore(session.turns)
             assert fresh.prompt_ids(question) == prompt, "the ways differ in what they read"
+            if question.media and reading:
+                ours.reading = reading
+                limits = {"min_new_tokens": OPENING, "max_new_tokens": OPENING}
+                seconds[number][CHOICE].append(first_piece(session, question, finish=False, **limits))
+                ours.reading = {}
             with forced(ours, len(prompt), answer):
                 spent = {
                     "kept cache": first_piece(session, question, finish=True),
@@ -97,7 +108,7 @@ def measure(folder: Path, turns: int, repeats: int, threads: int) -> list[dict[s
     return [
         {"turn": number + 1, "prompt_ids": lengths[number]}
         # The first conversation warms up.
-        | {way: round(1000 * min(values[1:]) / threads, 2) for way, values in seconds[number].items()}
+        | {way: round(1000 * min(values[1:]) / threads, 2) for way, values in seconds[number].items() if values}
         for number in range(turns)
     ]
 
@@ -145,9 +156,9 @@ def forced(model: AnyGPT, prompt_length: int, answer: Sequence[int]) -> Iterator
         decoder.append, decoder.logits = append, logits  # type: ignore[method-assign]
 
 
-def first_piece(session: Session, question: Turn, *, finish: bool) -> float:
+def first_piece(session: Session, question: Turn, *, finish: bool, **settings: Any) -> float:
     """Seconds until the first event of the answer; `finish` takes the rest as well, which then isn't timed."""
-    events = session.send(question.text, media=question.media, answer="text")
+    events = session.send(question.text, media=question.media, answer="text", **settings)
     seen: list[Event] = []
     spent = timed(lambda: seen.append(next(events)))
     assert not isinstance(seen[0], TurnsDropped), "the conversation is too long for the model"
@@ -187,8 +198,9 @@ def plot(rows: Sequence[dict[str, float]], model: str, path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="turn", ylabel="processor time to the first token, ms", title=model)
-    for way in WAYS:
-        axes.plot([row["turn"] for row in rows], [row[way] for row in rows], marker="o", markersize=3, label=way)
+    for way in (*WAYS, *([CHOICE] if any(CHOICE in row for row in rows) else [])):
+        points = [(row["turn"], row[way]) for row in rows if way in row]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=way)
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
