@@ -1,7 +1,7 @@
 """Parity of the prompts of conversations with the reference (golden/prompts), through a session's own path."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from anygpt import AnyGPT
 from anygpt import session as session_module
 from anygpt.added_tokens import build_added_tokens
 from anygpt.generation.llama import LlamaDecoder, load_decoder
+from anygpt.generation.loop import Answer
 from anygpt.generation.policies import Policy
 from anygpt.media_tokenizers import MediaTokenizers
 from anygpt.modality import MODALITIES
@@ -67,7 +68,7 @@ class Talk:
         self.prompts: list[list[int]] = []
         self._vocabulary = model.vocabulary
         self._answer: list[int] = []
-        monkeypatch.setattr(session_module, "generate", self._generate)
+        monkeypatch.setattr(session_module, "make", self._make)
         monkeypatch.setattr(model, "decode", lambda *_, **__: None)
 
     def say(self, turn: Case, answer: str) -> None:
@@ -82,8 +83,8 @@ class Talk:
         strings = [string for kind in ("speech", "music", "images") for string in turn[kind]]
         return [item for string in strings for item in segments_from_marked(string, self._vocabulary)]  # type: ignore[misc]
 
-    def _generate(self, _: object, prompt_ids: Sequence[int], **__: object) -> Iterator[int]:
-        self.prompts.append(list(prompt_ids))
+    def _make(self, _: object, answer: Answer, __: object) -> Iterator[int]:
+        self.prompts.append(answer.prompt_ids)
         return iter(self._answer)
 
 
