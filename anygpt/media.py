@@ -123,7 +123,7 @@ def load_image(path: Path | str, *, max_pixels: int = MAX_PIXELS, min_side_px: i
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about large or slightly odd files; the checks here decide
             with Image.open(path) as image:
-                _check_size(path, image.size, max_pixels, min_side_px)
+                check_size(path, image.size, max_pixels, min_side_px)
                 image.load()
                 return _upright_rgb(image)
     except AnyGPTError:
@@ -319,7 +319,8 @@ def _cut_off(path: Path) -> MediaError:
     return MediaError(f"{shown(path)}: the sound file is damaged or cut off; copy or record it again")
 
 
-def _check_size(path: Path, size: tuple[int, int], max_pixels: int, min_side_px: int) -> None:
+def check_size(path: Path, size: tuple[int, int], max_pixels: int, min_side_px: int = MIN_SIDE_PX) -> None:
+    """Raise MediaError for a picture, or frame, of a size (width, height) outside these limits."""
     width, height = size
     if min(width, height) < min_side_px:
         raise MediaError(f"{shown(path)}: {width}x{height} pixels, expected at least {min_side_px} on each side")

@@ -20,7 +20,7 @@ from PIL import Image
 
 from anygpt import containers
 from anygpt.errors import AnyGPTError, MediaError
-from anygpt.media import MAX_PIXELS, MIN_SIDE_PX, Audio, atomic_write, check_file, is_silent, shown
+from anygpt.media import MAX_PIXELS, Audio, atomic_write, check_file, check_size, is_silent, shown
 
 READ_RATE_HZ = 4.0
 """Frames kept of a second of a file; of these a tokenizer takes those at its own rate."""
@@ -117,7 +117,7 @@ def _load_gif(path: Path, rate_hz: float, max_duration_s: float, max_pixels: int
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path) as image:
-            _check_size(path, image.size, max_pixels)
+            check_size(path, image.size, max_pixels)
             return Video(_picked(shows(), rate_hz, _gif_frame), rate_hz)
 
 
@@ -127,7 +127,7 @@ def _load_container(path: Path, name: str, rate_hz: float, max_duration_s: float
         stream = next((one for one in file.streams.video if not one.disposition & one.disposition.attached_pic), None)
         if stream is None:
             raise MediaError(f"{shown(path)}: holds no moving pictures")
-        _check_size(path, (stream.width, stream.height), max_pixels)
+        check_size(path, (stream.width, stream.height), max_pixels)
         if file.duration is not None:
             _check_duration(path, file.duration / 1_000_000, max_duration_s)
         step_s = float(1 / stream.average_rate) if stream.average_rate else 1 / rate_hz
@@ -251,15 +251,6 @@ def _check_duration(path: Path, duration_s: float, max_duration_s: float) -> Non
     if duration_s > max_duration_s + TIME_SLACK_S:
         limit = f"the limit is {max_duration_s:.3g} s"
         raise MediaError(f"{shown(path)}: {duration_s:.1f} s of video or more, {limit}; cut it first")
-
-
-def _check_size(path: Path, size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if min(width, height) < MIN_SIDE_PX:
-        raise MediaError(f"{shown(path)}: {width}x{height} pixels, expected at least {MIN_SIDE_PX} on each side")
-    if width * height > max_pixels:
-        limit = f"{max_pixels / 1e6:g} million"
-        raise MediaError(f"{shown(path)}: {width}x{height} pixels, the limit is {limit} in all; scale it down first")
 
 
 def _av() -> Any:

@@ -200,12 +200,18 @@ def caption_variant(scene: Scene, rng: random.Random) -> str:
         words = f"{names[0]} {relation} {names[1]}"
     else:
         words = f"{names[0]} {PLACE_WORDS[scene.place]}".strip()
+    words = on_background(words, scene.background, rng)
+    return rng.choice(_OPENINGS) + words
+
+
+def on_background(words: str, background: str, rng: random.Random) -> str:
+    """The words with a background as a user might say it, or without."""
     kind = rng.random()
     if kind < 0.6:
-        words += f" on a {scene.background} background"
+        words += f" on a {background} background"
     elif kind < 0.75:
-        words += f", {scene.background} background"
-    return rng.choice(_OPENINGS) + words
+        words += f", {background} background"
+    return words
 
 
 @lru_cache(maxsize=1)

@@ -171,11 +171,7 @@ _OPENINGS = ("", "", "", "a video of how ", "a clip in which ", "make a video: "
 def caption_variant(attributes: VideoAttributes, rng: random.Random) -> str:
     """What a user might type: other words for the same, sometimes without the background."""
     words = rng.choice(EVENTS[attributes.event].said).format(*map(with_article, attributes.objects))
-    kind = rng.random()
-    if kind < 0.6:
-        words += f" on a {attributes.background} background"
-    elif kind < 0.75:
-        words += f", {attributes.background} background"
+    words = images.on_background(words, attributes.background, rng)
     return rng.choice(_OPENINGS) + words
 
 

@@ -4,22 +4,11 @@ import random
 
 import numpy as np
 import pytest
+from fixtures_world import needs_font
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anygpt.errors import AnyGPTError
 from anygpt.world import emoji, images
-
-
-def _font_is_here() -> bool:
-    try:
-        emoji._font()
-    except AnyGPTError:
-        return False
-    return True
-
-
-needs_font = pytest.mark.skipif(not _font_is_here(), reason="the apt package fonts-noto-color-emoji is missing")
 
 
 @given(st.integers(0, 2**40))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fixtures_cli import Ran
 from fixtures_tiny import MODEL
+from fixtures_world import needs_font
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,23 +22,14 @@ from anygpt.prompts.tags import TAGS, find_tag
 from anygpt.prompts.tasks import TaskPrompts
 from anygpt.tokenizers.base import load_tokenizer
 from anygpt.vocabulary import Vocabulary
-from anygpt.world import emoji, images
+from anygpt.world import images
 from anygpt.world.dialogues import POINTING, SCENARIOS, DialogueWorld
 from anygpt.world.dialogues.facts import KIND_OF
 from anygpt.world.dialogues.pointing import grounded_caption
 from anygpt.world.emoji import OBJECTS
 from anygpt.world.pairs import write_pointing
 
-
-def _font_is_here() -> bool:
-    try:
-        emoji._font()
-    except AnyGPTError:
-        return False
-    return True
-
-
-pytestmark = pytest.mark.skipif(not _font_is_here(), reason="the apt package fonts-noto-color-emoji is missing")
+pytestmark = needs_font
 
 
 def hidden_share(scene: images.Scene, size: int) -> np.ndarray:
